@@ -1,0 +1,110 @@
+"""Pre-norm transformer blocks. Parameter names follow timm (`attn.qkv`, `mlp.fc1`, ...)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskwright.core.encoder.positions import rotate
+from maskwright.core.errors import ConfigError
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, N, D) to (B, H, N, D / H)
+
+
+def _check_heads(dim: int, num_heads: int) -> None:
+    if num_heads < 1 or dim % num_heads:
+        raise ConfigError(f"embed_dim={dim} does not divide into num_heads={num_heads}.")
+
+
+class Attention(nn.Module):
+    """Self-attention over (B, N, D) with an optional additive bias (1 or B, H, N, N) and rotary angles."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
+        q, k, v = (_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        bias = bias if bias is None else bias.to(q.dtype)
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of (B, Q, D) to (B, K, D) with an optional additive bias (1 or B, H, Q, K)."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.k = nn.Linear(dim, dim, bias=qkv_bias)
+        self.v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
+        q = _heads(self.q(x), self.num_heads)
+        k, v = _heads(self.k(context), self.num_heads), _heads(self.v(context), self.num_heads)
+        bias = bias if bias is None else bias.to(q.dtype)
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Linear D to `hidden`, GELU, linear back."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True, norm_eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), bias, angles)
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossBlock(nn.Module):
+    """Self-attention, then attention to a context, then the MLP, each with its own residual.
+
+    One norm serves both streams of the cross-attention, as in CROMA's fusion encoder.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True, norm_eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.norm_cross = nn.LayerNorm(dim, eps=norm_eps)
+        self.cross_attn = CrossAttention(dim, num_heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(
+        self, x: Tensor, context: Tensor, self_bias: Tensor | None = None, cross_bias: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.norm1(x), self_bias)
+        x = x + self.cross_attn(self.norm_cross(x), self.norm_cross(context), cross_bias)
+        return x + self.mlp(self.norm2(x))

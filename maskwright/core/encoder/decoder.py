@@ -1,0 +1,58 @@
+"""A light decoder that fills hidden places with a mask token (MAE; CROMA with one block)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maskwright.core.encoder.blocks import Block
+from maskwright.core.encoder.positions import SinCosPositions
+from maskwright.core.masking.base import Grid, Mask
+from maskwright.core.masking.hide import restore
+
+
+class MaskTokenDecoder(nn.Module):
+    """Linear D to width, mask tokens at hidden places, fixed sine-cosine positions, blocks, norm, linear to `out_dim`.
+
+    Args:
+        in_dim: width D of the encoder.
+        out_dim: numbers predicted a token.
+        decoder_dim, depth, num_heads: size of the decoder. Defaults are MAE's.
+        num_prefix_tokens: class tokens in front of the visible ones; they get no position and are dropped at the end.
+
+    Shapes:
+        visible (B, [1 +] V, D) to (B, N, out_dim), in raster order.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        decoder_dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+        num_prefix_tokens: int = 0,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        self.embed = nn.Linear(in_dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, decoder_dim) * 0.02)
+        self.positions = SinCosPositions(decoder_dim)
+        self.blocks = nn.ModuleList(
+            Block(decoder_dim, num_heads, qkv_bias=qkv_bias, norm_eps=norm_eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(decoder_dim, eps=norm_eps)
+        self.head = nn.Linear(decoder_dim, out_dim)
+
+    def forward(self, visible: Tensor, mask: Mask, grid: Grid) -> Tensor:
+        x = self.embed(visible)
+        prefix, x = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        x = restore(x, mask, self.mask_token)
+        x = x + self.positions.add(grid, None, x.device).to(x.dtype)
+        if self.num_prefix_tokens:
+            x = torch.cat([prefix, x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, self.num_prefix_tokens :]))

@@ -1,0 +1,76 @@
+"""Method: a way to pre-train, as a plain module. It knows no trainer, no files and no command line."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from maskwright.core.encoder.base import Encoder
+from maskwright.core.sample import Batch, InputSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Result of one forward pass: the scalar to minimise, and its terms by name for the log."""
+
+    loss: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One input before and after, for a picture.
+
+    Args:
+        original: (B, C, *size) in physical units.
+        hidden: (B, *size) bool, True where it was hidden from the encoder.
+        reconstruction: (B, C, *size) in physical units. Made without any statistic of hidden pixels.
+    """
+
+    original: Tensor
+    hidden: Tensor
+    reconstruction: Tensor
+
+
+class Method(nn.Module, ABC):
+    """A way to pre-train. Works in a five-line script:
+
+        method = Croma()
+        keys = sample_keys(torch.Generator().manual_seed(0), len(batch))
+        method(batch, keys).loss.backward()
+
+    Constructor keywords are the method's options, typed, with the paper's base configuration as defaults; a recipe is
+    validated against that signature. A keyword named `masking` receives the recipe's masking.
+    """
+
+    encoder: Encoder
+    summary: ClassVar[str] = ""
+    default_masking: ClassVar[dict[str, Any]] = {"name": "random", "ratio": 0.75}
+    """Masking section of a recipe that names none."""
+    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
+    """Sizes: `{"tiny": {"method": {option: value}, "trainer": {setting: value}}}`. "base" is the paper's."""
+
+    @property
+    def inputs(self) -> InputSpec:
+        """What a loader must give."""
+        return self.encoder.inputs
+
+    @classmethod
+    def options_for(cls, given: InputSpec) -> dict[str, Any]:
+        """Constructor options that follow from the data, such as channel numbers. An explicit option wins over them."""
+        return {}
+
+    @abstractmethod
+    def forward(self, batch: Batch, keys: Tensor) -> Step:
+        """One step on a batch. `keys` (B,) from `sample_keys` decide all that is random about each sample."""
+
+    @abstractmethod
+    def preview(self, batch: Batch, keys: Tensor) -> dict[str, Panel]:
+        """What was hidden and how it was filled, for each input that a picture can be made of."""
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Called after each optimiser step (moving averages, schedules)."""
+        return None
