@@ -81,12 +81,12 @@ def register_demos() -> list[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def register_commands(app: typer.Typer) -> None:
-    """Add commands to `app`, which is mounted as `maskwright PLUGIN ...`. Called only when that name is used. Since 0.1."""
+    """Add commands to `app`, mounted as `maskwright PLUGIN ...`. Called only when that name is used. Since 0.1."""
 
 
 @hookspec
 def configure_trainer(recipe: Recipe) -> dict[str, list[Any]]:  # type: ignore[empty-body]
-    """Extra Lightning parts for a run: `{"callbacks": [...], "loggers": [...]}`. All plugins' lists are added. Since 0.1."""
+    """Extra Lightning parts: `{"callbacks": [...], "loggers": [...]}`. All plugins' lists are added. Since 0.1."""
 
 
 @hookspec
