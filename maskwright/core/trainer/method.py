@@ -68,6 +68,13 @@ class Method(nn.Module, ABC):
         """One step on a batch. `keys` (B,) from `sample_keys` decide all that is random about each sample."""
 
     @abstractmethod
+    def encode(self, batch: Batch, keys: Tensor) -> Tensor | dict[str, Tensor]:
+        """What the encoder makes of the tokens that are visible under `keys`: (B, V, D), or several by name.
+
+        The contract tests change hidden inputs and check that not one bit of this changes.
+        """
+
+    @abstractmethod
     def preview(self, batch: Batch, keys: Tensor) -> dict[str, Panel]:
         """What was hidden and how it was filled, for each input that a picture can be made of."""
 

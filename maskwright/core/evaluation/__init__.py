@@ -1,0 +1,1 @@
+"""Judging an encoder beside its baselines, and writing down what came out."""
