@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -132,8 +133,7 @@ def mask_preview(
         picture = loader.picture(name, image)
         masked = []
         for masking in maskings.values():
-            guide = image.mean(0).unfold(0, patch_size, patch_size).unfold(1, patch_size, patch_size)
-            guide = guide.mean((-1, -2)).flatten()[None] if masking.needs_guide else None
+            guide = F.avg_pool2d(image.mean(0, keepdim=True), patch_size).flatten(1) if masking.needs_guide else None
             hidden = masking(grid, keys[row : row + 1], guide).hidden
             masked.append(_blank_hidden(picture, patch_mask_to_pixels(hidden, grid, patch)[0].numpy()))
         rows.append([picture, *masked])
