@@ -25,6 +25,7 @@ from maskwright.core.component import Component
 
 if TYPE_CHECKING:
     import typer
+
     from maskwright.core.recipe import Recipe
     from maskwright.core.trainer.run import Run
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from maskwright.core.errors import DataError
@@ -55,8 +57,8 @@ def block_folds(shape: tuple[int, int], blocks: int = 2, gap: int = 1) -> list[t
     row_edges = np.linspace(0, rows, blocks + 1).round().astype(int)
     column_edges = np.linspace(0, columns, blocks + 1).round().astype(int)
     folds = []
-    for top, bottom in zip(row_edges[:-1], row_edges[1:], strict=True):
-        for left, right in zip(column_edges[:-1], column_edges[1:], strict=True):
+    for top, bottom in itertools.pairwise(row_edges):
+        for left, right in itertools.pairwise(column_edges):
             test = np.zeros(shape, dtype=bool)
             test[top:bottom, left:right] = True
             train = np.ones(shape, dtype=bool)

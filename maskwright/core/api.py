@@ -1,0 +1,49 @@
+"""Small public functions of `import maskwright as mw`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskwright.core.host import PluginRecord, get_host
+
+if TYPE_CHECKING:
+    from maskwright.core.encoder import Encoder
+    from maskwright.core.loader import Loader
+    from maskwright.core.trainer.run import Run
+
+
+def plugins() -> list[PluginRecord]:
+    """All plugins with their status, and what they add."""
+    return get_host().plugins
+
+
+def component(kind: str, name: str) -> Any:
+    """The class or function behind a component's name: `component("masking", "colour-noise")`.
+
+    Raises:
+        ConfigError: unknown kind or name. PluginError: a library of it is missing.
+    """
+    return get_host().component(kind, name).load()
+
+
+def open_data(path: str | Path, loader: str = "auto", **options: Any) -> Loader:
+    """A loader on a file or folder: `open_data("tiles/", size=120).read(0)`.
+
+    Raises:
+        DataError: nothing is there, or no loader understands it. ConfigError: an option that the loader does not have.
+    """
+    from maskwright.core.build import open_loader
+
+    return open_loader(path, loader, **options)[1]
+
+
+def load(run: Run | str | Path) -> Encoder:
+    """The pre-trained encoder of a run, in evaluation mode.
+
+    Raises:
+        DataError: no run, or no finished encoder in it.
+    """
+    from maskwright.core.trainer.run import Run
+
+    return (run if isinstance(run, Run) else Run.open(run)).load_encoder()

@@ -1,0 +1,141 @@
+"""From a recipe to a loader and a method that are ready to train."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskwright.core.errors import DataError
+from maskwright.core.host import get_host
+from maskwright.core.loader import Loader
+from maskwright.core.masking.base import Masking
+from maskwright.core.options import check_options, fail_if_any
+from maskwright.core.recipe import Component, DataSection, MethodSection, Recipe, merge
+from maskwright.core.sample import check_inputs
+from maskwright.core.trainer.method import Method
+
+
+@dataclass(frozen=True)
+class Built:
+    """A loader and a method ready to train, and the recipe with every option as it was used."""
+
+    loader: Loader
+    method: Method
+    recipe: Recipe
+
+
+def open_loader(path: str | Path, name: str = "auto", wanted: Any = None, **options: Any) -> tuple[str, Loader]:
+    """The loader for `path` and its name: the named one, or the first that accepts the path and gives what is `wanted`.
+
+    Raises:
+        DataError: nothing is there, or no loader understands it.
+        ConfigError: an option that the loader does not have.
+    """
+    if not Path(path).exists():
+        raise DataError(path, "there is no such file or folder", mend="Give an existing path with --data or data.path")
+    host = get_host()
+    if name != "auto":
+        component = host.component("loader", name)
+        return component.name, _make_loader(component.load(), path, options)
+    refusals = []
+    for component in host.components("loader").values():
+        absent = component.missing()
+        if absent:
+            refusals.append(f'{component.name}: needs {", ".join(absent)} (pip install "{component.extra}")')
+            continue
+        loader_class = component.load()
+        if not loader_class.accepts(Path(path)):
+            refusals.append(f"{component.name}: does not find its files ({component.summary.rstrip('.')})")
+            continue
+        loader = _make_loader(loader_class, path, options)
+        if wanted is not None and not set(wanted) <= set(loader.spec):
+            refusals.append(f"{component.name}: gives {', '.join(loader.spec)}, not {', '.join(wanted)}")
+            continue
+        return component.name, loader
+    raise DataError(
+        path,
+        "no loader can use it for this method" if wanted else "no loader understands it",
+        mend="What each loader says:\n" + "\n".join(f"  - {line}" for line in refusals) + "\nSee `maskwright inspect`",
+    )
+
+
+def _make_loader(loader_class: Any, path: str | Path, options: dict[str, Any]) -> Loader:
+    problems: list[str] = []
+    checked = check_options("data", loader_class, options, problems)
+    fail_if_any(problems)
+    return loader_class(path, **checked)
+
+
+def build_masking(section: Component) -> Masking:
+    """The masking that a recipe's section names.
+
+    Raises:
+        ConfigError: unknown name or option.
+    """
+    target = get_host().component("masking", section.name).load()
+    problems: list[str] = []
+    options = check_options("masking", target, section.options, problems)
+    fail_if_any(problems)
+    return target(**options)
+
+
+def build(recipe: Recipe) -> Built:
+    """Open the data and construct the method. Order of options: constructor, preset, data, recipe; the later wins.
+
+    Raises:
+        ConfigError: all problems of the recipe's components at once, or data that do not suit the method.
+        DataError: data that cannot be read.
+    """
+    host = get_host()
+    component = host.component("method", recipe.method.name)
+    method_class = component.load()
+    preset = method_class.presets.get(recipe.method.preset, {}).get("method", {})
+    problems: list[str] = []
+    if recipe.masking is not None:
+        masking_class = host.component("masking", recipe.masking.name).load()
+        masking_options = check_options("masking", masking_class, recipe.masking.options, problems)
+    explicit = merge(preset, recipe.method.options)
+    check_options("method", method_class, explicit, problems)
+    fail_if_any(problems)
+
+    wanted = _wanted_inputs(method_class)
+    loader_name, loader = open_loader(recipe.data.path, recipe.data.loader, wanted, **recipe.data.options)
+    if len(loader) == 0:
+        raise DataError(
+            recipe.data.path,
+            f"holds no usable sample; {len(loader.bad_files)} files were left out"
+            + (f", the first because: {loader.bad_files[0].reason}" if loader.bad_files else ""),
+        )
+    options = check_options("method", method_class, merge(method_class.options_for(loader.spec), explicit), problems)
+    fail_if_any(problems)
+    if recipe.masking is not None and "masking" in inspect.signature(method_class.__init__).parameters:
+        method = method_class(**options, masking=masking_class(**masking_options))
+    else:
+        method = method_class(**options)
+    check_inputs(loader.spec, method.inputs, f'loader "{loader_name}"', f'method "{component.name}"')
+
+    resolved = recipe.model_copy(
+        update={
+            "method": MethodSection(name=component.name, preset=recipe.method.preset, **options),
+            "data": DataSection(
+                path=str(Path(recipe.data.path).resolve()), loader=loader_name, **_loader_options(loader, recipe)
+            ),
+        }
+    )
+    if recipe.masking is not None:
+        resolved.masking = Component(name=recipe.masking.name, **masking_options)
+    return Built(loader, method, resolved)
+
+
+def _loader_options(loader: Loader, recipe: Recipe) -> dict[str, Any]:
+    return check_options("data", type(loader), recipe.data.options, [])
+
+
+def _wanted_inputs(method_class: type[Method]) -> set[str]:
+    """Names of the inputs that a method needs, without building its full size."""
+    with torch.device("meta"):
+        return set(method_class(**method_class.presets.get("tiny", {}).get("method", {})).inputs)

@@ -1,0 +1,53 @@
+"""What the core itself adds, through the same hooks as everybody else."""
+
+from __future__ import annotations
+
+from maskwright.core.hookspecs import Component, hookimpl
+
+_STRATEGIES = "maskwright.core.masking.strategies"
+_OBJECTIVE = "maskwright.core.objective"
+
+
+@hookimpl
+def register_maskings() -> list[Component]:
+    return [
+        Component("random", f"{_STRATEGIES}:RandomMasking", "Every set of tokens is equally likely.", "MAE, 2022"),
+        Component("unit", f"{_STRATEGIES}:UnitMasking", "Whole units of several tokens are hidden.", "SimMIM, 2022"),
+        Component("block", f"{_STRATEGIES}:BlockMasking", "A few compact boxes are hidden.", "after BEiT, 2022"),
+        Component(
+            "colour-noise",
+            f"{_STRATEGIES}:ColourNoiseMasking",
+            "Filtered noise: blobs (red), even spread (blue), clusters (green), coarse and fine (purple).",
+            "ColorMAE, 2024",
+        ),
+        Component("guided", f"{_STRATEGIES}:GuidedMasking", "A score from outside decides.", "after HPM, 2023"),
+    ]
+
+
+@hookimpl
+def register_encoders() -> list[Component]:
+    return [
+        Component(
+            "vit",
+            "maskwright.core.encoder.vit:VisionTransformer",
+            "Vision transformer over visible tokens, one to three axes, any channels.",
+            "ViT, 2021; MAE, 2022",
+        )
+    ]
+
+
+@hookimpl
+def register_objectives() -> list[Component]:
+    return [
+        Component(
+            "masked-reconstruction",
+            f"{_OBJECTIVE}:masked_reconstruction",
+            "Error of hidden tokens: MSE, L1 or smooth L1, patches standardised or not.",
+            "MAE, 2022",
+        ),
+        Component("info-nce", f"{_OBJECTIVE}:info_nce", "Symmetric contrast over the batch.", "CLIP, 2021"),
+        Component("cosine-distance", f"{_OBJECTIVE}:cosine_distance", "Scaled cosine error.", "GraphMAE, 2022"),
+        Component("soft-cross-entropy", f"{_OBJECTIVE}:soft_cross_entropy", "Match a teacher's softmax.", "DINO, 2021"),
+        Component("token-regression", f"{_OBJECTIVE}:token_regression", "Regress teacher features.", "data2vec, 2022"),
+        Component("pairwise-ranking", f"{_OBJECTIVE}:pairwise_ranking", "Learn an order of tokens.", "HPM, 2023"),
+    ]

@@ -1,0 +1,140 @@
+"""The order of samples as a pure function of seed and step, and reading that survives bad files.
+
+Nothing about the data has to be stored in a checkpoint: a resumed run starts the same sequence at a later place,
+whatever the number of loader processes.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from maskwright.core.errors import DataError
+from maskwright.core.loader import Loader
+from maskwright.core.sample import BadFile, Sample, collate
+
+
+def derive_seed(*parts: int) -> int:
+    """A 63-bit seed from several integers, mixed as in SplitMix64."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        state = (state ^ (part & (2**64 - 1))) * 0xBF58476D1CE4E5B9 % 2**64
+        state ^= state >> 31
+        state = state * 0x94D049BB133111EB % 2**64
+        state ^= state >> 29
+    return state >> 1
+
+
+def generator_for(*parts: int) -> torch.Generator:
+    """A CPU generator seeded by `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+ORDER, READ, KEYS, FORWARD = 1, 2, 3, 4
+"""What a derived generator is for; keeps the streams apart."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run.
+
+    Args:
+        length: samples in the data.
+        batch: samples a process and forward pass.
+        world: processes.
+        accumulate: forward passes an optimiser step.
+        steps: optimiser steps of the whole run.
+    """
+
+    length: int
+    batch: int
+    world: int
+    accumulate: int
+    steps: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimiser step."""
+        return self.batch * self.world * self.accumulate
+
+    @property
+    def micro_per_epoch(self) -> int:
+        """Forward passes an epoch, over all accumulated ones; the rest of the samples waits for another epoch."""
+        return max(1, self.length // (self.batch * self.world))
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch (0-based) in which optimiser step `step` begins."""
+        return step * self.accumulate // self.micro_per_epoch
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) from forward pass `start` to the end of the run, for one of several processes.
+
+    Each epoch is a fresh permutation from (seed, epoch); process r takes rows r, r + world, ... of each global batch.
+    """
+
+    def __init__(self, plan: Plan, seed: int, start: int = 0, rank: int = 0) -> None:
+        self.plan, self.seed, self.start, self.rank = plan, seed, start, rank
+
+    def __len__(self) -> int:
+        return self.plan.steps * self.plan.accumulate - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        plan, rows = self.plan, self.plan.batch * self.plan.world
+        order, order_epoch = torch.empty(0), -1
+        for micro in range(self.start, self.start + len(self)):
+            epoch, place = divmod(micro, plan.micro_per_epoch)
+            if epoch != order_epoch:
+                order = torch.randperm(plan.length, generator=generator_for(self.seed, ORDER, epoch))
+                order_epoch = epoch
+            block = order[place * rows : (place + 1) * rows]
+            yield [(epoch, int(index)) for index in block[self.rank :: plan.world]]
+
+
+class SampleReader(Dataset[Sample | BadFile]):
+    """Reads (epoch, index); what cannot be read comes back as `BadFile`, never as another sample."""
+
+    def __init__(self, loader: Loader, seed: int) -> None:
+        self.loader, self.seed = loader, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | BadFile:
+        epoch, index = key
+        try:
+            sample = self.loader.read(index, generator_for(self.seed, READ, epoch, index))
+        except DataError as error:
+            return BadFile(error.path, str(error))
+        for name, tensor in sample.tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                share = 1 - tensor.isfinite().float().mean().item()
+                return BadFile(sample.meta.source, f'"{name}" holds NaN or Inf in {share:.1%} of its values')
+        return sample
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def _quiet_worker(_: int) -> None:
+    # workers inherit the handlers of the main process; only that one may decide to checkpoint and stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def make_dataloader(
+    loader: Loader, plan: Plan, seed: int, start: int, rank: int, workers: int, pin: bool
+) -> DataLoader[Any]:
+    """Batches from forward pass `start` on."""
+    return DataLoader(
+        SampleReader(loader, seed),
+        batch_sampler=StepSampler(plan, seed, start, rank),
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin,
+    )

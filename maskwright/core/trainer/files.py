@@ -1,0 +1,58 @@
+"""Writing files so that a kill or a full disk never damages what was there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from maskwright.core.errors import MaskwrightError
+
+
+class DiskFullError(MaskwrightError):
+    """A file could not be written for want of space; what was there before is whole."""
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; on success it is synced and renamed to `path`, on failure removed.
+
+    Raises:
+        DiskFullError: no space; says how much is free.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "os error 28" in str(error):  # safetensors hides the number in its text
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise DiskFullError(
+                f"{path}: not written, {free:.0f} MB of disk are free. What was there before is whole. Free some space."
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(temporary path)` make a file, then put it in place atomically."""
+    with atomic(path) as temporary:
+        write(temporary)

@@ -1,0 +1,76 @@
+"""What to do when a number stops being one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maskwright.core.errors import TrainingStopped
+from maskwright.core.sample import Batch
+from maskwright.core.trainer.files import write_text, write_with
+
+
+def tensor_summary(tensor: Tensor) -> dict[str, float | int | list[int]]:
+    """Shape, extremes and number of non-finite values."""
+    finite = tensor[tensor.isfinite()].float()
+    return {
+        "shape": list(tensor.shape),
+        "not_finite": int((~tensor.isfinite()).sum()),
+        "minimum": finite.min().item() if len(finite) else float("nan"),
+        "maximum": finite.max().item() if len(finite) else float("nan"),
+    }
+
+
+def write_diagnosis(folder: Path, step: int, stage: str, batches: list[Batch], terms: dict[str, float]) -> Path:
+    """Write what led to a non-finite number at optimiser step `step`: JSON with sources and statistics, and the tensors.
+
+    Args:
+        folder: `diagnosis` folder of the run.
+        stage: "loss" or "gradient".
+        batches: the forward passes of the step.
+        terms: last terms of the loss.
+    """
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step_{step:06d}.json"
+    report = {
+        "step": step,
+        "stage": stage,
+        "terms": {name: repr(value) for name, value in terms.items()},
+        "sources": [meta.source for batch in batches for meta in batch.metas],
+        "windows": [meta.window for batch in batches for meta in batch.metas],
+        "inputs": [{name: tensor_summary(tensor) for name, tensor in batch.tensors.items()} for batch in batches],
+    }
+    write_text(path, json.dumps(report, indent=1))
+    tensors = {
+        f"{i}.{name}": tensor.detach().cpu().contiguous()
+        for i, batch in enumerate(batches)
+        for name, tensor in batch.tensors.items()
+    }
+    write_with(path.with_suffix(".safetensors"), lambda temporary: save_file(tensors, str(temporary)))
+    return path
+
+
+def stop_for(stage: str, step: int, diagnosis: Path, batches: list[Batch], run_path: Path) -> TrainingStopped:
+    """The error that ends a run after too many non-finite steps."""
+    sources = sorted({meta.source for batch in batches for meta in batch.metas})
+    shown = ", ".join(sources[:5]) + (f" and {len(sources) - 5} more" if len(sources) > 5 else "")
+    return TrainingStopped(
+        f"The {stage} became NaN or Inf at step {step}; the weights were not changed by it. Files of that step: {shown}. "
+        f"Details and the tensors: {diagnosis}. Lower trainer.lr, set trainer.clip_grad=1.0, or look at these files with "
+        f"`maskwright inspect`; trainer.max_bad_steps=N leaves out up to N such steps in a row. The last good checkpoint "
+        f"is kept: `maskwright resume {run_path}`."
+    )
+
+
+def effective_rank(pooled: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of centred features (B, D) (Roy, Vetterli 2007).
+
+    Near 1 the encoder says the same of everything: it has collapsed.
+    """
+    values = torch.linalg.svdvals((pooled - pooled.mean(0)).float())
+    share = values / values.sum().clamp_min(1e-12)
+    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum()).item()
