@@ -59,6 +59,20 @@ def register_demos() -> list[Component]:
 
 
 @hookimpl
+def diagnose() -> dict[str, str]:
+    import rasterio
+
+    wanted = ("GTiff", "COG", "JP2OpenJPEG", "PNG", "JPEG", "HDF4", "netCDF")
+    with rasterio.Env() as environment:
+        drivers = environment.drivers()
+    return {
+        "GDAL": rasterio.__gdal_version__,
+        "GDAL drivers": ", ".join(name for name in wanted if name in drivers),
+        "GDAL drivers not built in": ", ".join(name for name in wanted if name not in drivers) or "none of those used",
+    }
+
+
+@hookimpl
 def register_commands(app: typer.Typer) -> None:
     from maskwright.remote_sensing.commands import add_commands
 

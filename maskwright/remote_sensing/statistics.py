@@ -1,0 +1,114 @@
+"""Per-band statistics of a loader, computed once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskwright.core.errors import DataError
+from maskwright.core.loader import Statistics
+from maskwright.core.trainer.files import write_text
+
+WINDOWS = 64
+"""Windows that statistics are taken from, evenly spread over the data."""
+
+
+def cache_folder() -> Path:
+    """`MASKWRIGHT_CACHE`, or the user's cache folder."""
+    chosen = os.environ.get("MASKWRIGHT_CACHE")
+    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskwright"
+    return base / "statistics"
+
+
+def fingerprint(files: Iterable[str], options: dict[str, Any]) -> str:
+    """Changes when a file is added, removed or changed, or an option differs."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+    for file in sorted(files):
+        status = os.stat(file)
+        digest.update(f"{os.path.abspath(file)}:{status.st_size}:{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+class _Running:
+    """Count, mean, sum of squared deviations and extremes of each channel, in float64 (Chan et al. 1983)."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = np.zeros(channels)
+        self.mean = np.zeros(channels)
+        self.squares = np.zeros(channels)
+        self.low = np.full(channels, np.inf)
+        self.high = np.full(channels, -np.inf)
+
+    def add(self, values: np.ndarray) -> None:
+        flat = values.reshape(len(values), -1).astype(np.float64)
+        valid = np.isfinite(flat)
+        count = valid.sum(1)
+        safe = np.maximum(count, 1)
+        mean = np.where(valid, flat, 0).sum(1) / safe
+        squares = (np.where(valid, flat - mean[:, None], 0) ** 2).sum(1)
+        delta = mean - self.mean
+        total = np.maximum(self.count + count, 1)
+        self.squares += squares + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count += count
+        self.low = np.minimum(self.low, np.where(valid, flat, np.inf).min(1))
+        self.high = np.maximum(self.high, np.where(valid, flat, -np.inf).max(1))
+
+    def result(self) -> Statistics:
+        std = np.sqrt(self.squares / np.maximum(self.count - 1, 1))
+        return Statistics(
+            *(values.tolist() for values in (self.mean, std, self.low, self.high)), count=int(self.count.min())
+        )
+
+
+def compute(length: int, read: Callable[[int], dict[str, np.ndarray]], path: object) -> dict[str, Statistics]:
+    """Statistics over up to `WINDOWS` of `length` samples; NaN is no data; unreadable samples are left out.
+
+    Args:
+        read: gives {name: (C, ...)} of a sample.
+
+    Raises:
+        DataError: nothing could be read, or a band holds no data at all.
+    """
+    running: dict[str, _Running] = {}
+    reasons = []
+    for index in np.unique(np.linspace(0, length - 1, min(length, WINDOWS)).round().astype(int)).tolist():
+        try:
+            arrays = read(index)
+        except DataError as error:
+            reasons.append(str(error))
+            continue
+        for name, values in arrays.items():
+            running.setdefault(name, _Running(len(values))).add(values)
+    if not running:
+        raise DataError(
+            path, f"no sample could be read for statistics; the first reason: {(reasons or ['no samples'])[0]}"
+        )
+    for name, state in running.items():
+        if state.count.min() == 0:
+            raise DataError(
+                path, f'channel {int(state.count.argmin())} of "{name}" holds no data in any window looked at'
+            )
+    return {name: state.result() for name, state in running.items()}
+
+
+def cached(key: str, make: Callable[[], dict[str, Statistics]]) -> dict[str, Statistics]:
+    """Read statistics from the cache, or make and store them. A damaged or unwritable cache costs time only."""
+    path = cache_folder() / f"{key}.json"
+    try:
+        return {name: Statistics(**values) for name, values in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass
+    made = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({name: statistics.as_dict() for name, statistics in made.items()}))
+    except OSError:
+        pass
+    return made
