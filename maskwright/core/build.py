@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from maskwright.core.errors import DataError
+from maskwright.core.errors import DataError, PluginError
 from maskwright.core.host import get_host
 from maskwright.core.loader import Loader
 from maskwright.core.masking.base import Masking
 from maskwright.core.options import check_options, fail_if_any
 from maskwright.core.recipe import Component, DataSection, MethodSection, Recipe, merge
-from maskwright.core.sample import check_inputs
+from maskwright.core.sample import InputSpec, check_inputs
 from maskwright.core.trainer.method import Method
 
 
@@ -47,7 +47,11 @@ def open_loader(path: str | Path, name: str = "auto", wanted: Any = None, **opti
         if absent:
             refusals.append(f'{component.name}: needs {", ".join(absent)} (pip install "{component.extra}")')
             continue
-        loader_class = component.load()
+        try:
+            loader_class = component.load()
+        except PluginError as error:  # a broken library of one domain does not hide the others' loaders
+            refusals.append(f"{component.name}: {error}")
+            continue
         if not loader_class.accepts(Path(path)):
             refusals.append(f"{component.name}: does not find its files ({component.summary.rstrip('.')})")
             continue
@@ -102,7 +106,7 @@ def build(recipe: Recipe) -> Built:
     check_options("method", method_class, explicit, problems)
     fail_if_any(problems)
 
-    wanted = _wanted_inputs(method_class)
+    wanted = wanted_inputs(method_class)
     loader_name, loader = open_loader(recipe.data.path, recipe.data.loader, wanted, **recipe.data.options)
     if len(loader) == 0:
         raise DataError(
@@ -113,9 +117,12 @@ def build(recipe: Recipe) -> Built:
     options = check_options("method", method_class, merge(method_class.options_for(loader.spec), explicit), problems)
     fail_if_any(problems)
     if recipe.masking is not None and "masking" in inspect.signature(method_class.__init__).parameters:
-        method = method_class(**options, masking=masking_class(**masking_options))
+        options_and_masking = {**options, "masking": masking_class(**masking_options)}
     else:
-        method = method_class(**options)
+        options_and_masking = options
+    with torch.random.fork_rng(devices=[]):  # torch initialises weights from its global generator
+        torch.manual_seed(recipe.seed)
+        method = method_class(**options_and_masking)
     check_inputs(loader.spec, method.inputs, f'loader "{loader_name}"', f'method "{component.name}"')
 
     resolved = recipe.model_copy(
@@ -135,7 +142,7 @@ def _loader_options(loader: Loader, recipe: Recipe) -> dict[str, Any]:
     return check_options("data", type(loader), recipe.data.options, [])
 
 
-def _wanted_inputs(method_class: type[Method]) -> set[str]:
-    """Names of the inputs that a method needs, without building its full size."""
+def wanted_inputs(method_class: type[Method]) -> InputSpec:
+    """What a method needs, without allocating its weights."""
     with torch.device("meta"):
-        return set(method_class(**method_class.presets.get("tiny", {}).get("method", {})).inputs)
+        return method_class(**method_class.presets.get("tiny", {}).get("method", {})).inputs

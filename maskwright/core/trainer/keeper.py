@@ -161,7 +161,7 @@ class Keeper(L.Callback):
 
     def _log(self, trainer: L.Trainer, module: PretrainModule) -> None:
         now = time.monotonic()
-        values = {name: value.float().item() for name, value in module.terms.items()}
+        values = module.mean_terms()
         self._losses.append(values.get("loss", float("nan")))
         speed = (module.samples_seen - self.logged_samples) / max(now - self.logged_at, 1e-9)
         row = {

@@ -98,6 +98,14 @@ class PretrainModule(L.LightningModule):
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return bool(shared.item())
 
+    def mean_terms(self) -> dict[str, float]:
+        """Terms of the last optimiser step, averaged over its forward passes and over processes."""
+        values = torch.stack([term.float() for term in self.terms.values()]) if self.terms else torch.zeros(0)
+        if self.trainer.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+            values = values / self.trainer.world_size
+        return dict(zip(self.terms, values.tolist(), strict=True))
+
     def keys(self, batch: Batch, epoch: int) -> Tensor:
         """One key a sample, from (seed, epoch, index): masks do not depend on batches, workers or processes."""
         keys = [derive_seed(self.seed, KEYS, epoch, meta.index) for meta in batch.metas]
@@ -110,7 +118,9 @@ class PretrainModule(L.LightningModule):
         if not empty:
             torch.manual_seed(derive_seed(self.seed, FORWARD, micro, self.global_rank))
             result = self.method(batch, self.keys(batch, micro // self.plan.micro_per_epoch))
-            self.terms = {"loss": result.loss.detach(), **result.terms}
+            terms = {"loss": result.loss.detach(), **result.terms}
+            before = self.terms if self._micro_batches else {}
+            self.terms = {name: before.get(name, 0) + term / self.plan.accumulate for name, term in terms.items()}
             self._bad_loss |= not bool(result.loss.isfinite())
             self.manual_backward(result.loss / self.plan.accumulate)
             self.samples_seen += len(batch) * self.trainer.world_size
