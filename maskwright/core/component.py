@@ -53,7 +53,7 @@ class Component:
         for module in self.requires:
             try:
                 found = importlib.util.find_spec(module) is not None
-            except (ImportError, ValueError):
+            except Exception:  # a dotted name imports its parent, which may fail in any way
                 found = False
             if not found:
                 absent.append(module)
@@ -72,7 +72,7 @@ class Component:
         module_name, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f'"{self.name}" ({self.distribution or self.plugin}) could not be loaded from {self.target}: '
                 f"{type(error).__name__}: {error}. Run `maskwright doctor` to see which library is at fault."

@@ -86,6 +86,11 @@ def register_commands(app: typer.Typer) -> None:
 
 
 @hookspec
+def diagnose() -> dict[str, str]:  # type: ignore[empty-body]
+    """Facts for `maskwright doctor`, such as `{"GDAL": "3.9.3"}`. Called in a process of its own. Since 0.1."""
+
+
+@hookspec
 def configure_trainer(recipe: Recipe) -> dict[str, list[Any]]:  # type: ignore[empty-body]
     """Extra Lightning parts: `{"callbacks": [...], "loggers": [...]}`. All plugins' lists are added. Since 0.1."""
 

@@ -1,132 +1,53 @@
-"""The plugin host: finds plugins, isolates broken ones, and knows every component by kind and name."""
+"""The plugin host: loads plugins, isolates broken ones, and knows every component by kind and name."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib
-import importlib.util
 import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from maskwright.core import hookspecs
 from maskwright.core.component import KINDS, Component
+from maskwright.core.discovery import PluginRecord, describe, discover
 from maskwright.core.errors import ConfigError, PluginError, nearest
 
-GROUP = "maskwright"
-"""Entry point group that plugins declare."""
-FILES_VARIABLE = "MASKWRIGHT_PLUGINS"
-"""Environment variable with single-file plugins, separated as in PATH."""
+if TYPE_CHECKING:
+    import typer
+
+__all__ = ["Host", "PluginRecord", "get_host", "normalise", "strict_mode"]
+
 STRICT_VARIABLE = "MASKWRIGHT_STRICT"
 """Environment variable: 1 turns every plugin fault into an error."""
-SLOW_IMPORT_SECONDS = 1.0
 
-REGISTER_HOOKS = {
-    "register_maskings": "masking",
-    "register_encoders": "encoder",
-    "register_objectives": "objective",
-    "register_methods": "method",
-    "register_loaders": "loader",
-    "register_tasks": "task",
-    "register_protocols": "protocol",
-    "register_providers": "provider",
-    "register_demos": "demo",
-}
+REGISTER_HOOKS = {f"register_{kind}s": kind for kind in KINDS}
+"""Hooks that return components, with the kind of each."""
 
-
-@dataclass
-class PluginRecord:
-    """What is known of one plugin.
-
-    `status` is "ready", "missing extra" (a library of its is not installed; `repair` names the command), "conflict" (a
-    component was refused because of its name, the others work) or "broken" (nothing of it is used); `reason` says why.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    origin: str
-    summary: str = ""
-    status: str = "ready"
-    reason: str = ""
-    repair: str = ""
-    seconds: float = 0.0
-    components: list[tuple[str, Component]] = field(default_factory=list)
-    module: Any = None
-
-    @property
-    def faulty(self) -> bool:
-        return self.status != "ready" or self.seconds > SLOW_IMPORT_SECONDS
-
-    def break_off(self, reason: str, repair: str = "") -> None:
-        """Mark as broken; none of its components is used."""
-        self.status, self.reason, self.repair, self.components = "broken", reason, repair, []
+HOOKS = frozenset(name for name, value in vars(hookspecs).items() if hasattr(value, "maskwright_spec"))
+"""All hooks there are."""
 
 
 def normalise(name: str) -> str:
     """One spelling of a component's name: lower case, hyphens, British colour."""
-    return re.sub(r"\bcolor\b", "colour", name.strip().lower().replace("_", "-"))
+    return re.sub(r"\bcolor\b", "colour", name.strip().lower().replace("_", "-").replace(" ", "-"))
 
 
-def _describe(error: BaseException) -> str:
-    if isinstance(error, SystemExit):
-        return f"it calls sys.exit({error.code}) when it is imported"
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+def strict_mode() -> bool:
+    """Whether the environment asks for strictness."""
+    return os.environ.get(STRICT_VARIABLE, "") not in ("", "0")
 
 
-def entry_points() -> list[tuple[metadata.EntryPoint, metadata.Distribution]]:
-    """Entry points of the group with their distributions, ours first, then by distribution and name."""
-    found = []
-    for distribution in metadata.distributions():
-        try:
-            points = [point for point in distribution.entry_points if point.group == GROUP]
-        except Exception as error:  # a distribution with unreadable metadata is not ours to repair
-            warnings.warn(f"Entry points of {distribution} cannot be read: {error}", stacklevel=2)
-            continue
-        found += [(point, distribution) for point in points]
-    unique = {(d.metadata["Name"], p.name): (p, d) for p, d in reversed(found)}  # the first on sys.path wins
-    return [unique[key] for key in sorted(unique, key=lambda key: (key[0] != "maskwright", key))]
-
-
-def plugin_names() -> dict[str, str]:
-    """Names under which plugins' commands are mounted, with a line of help. Imports no plugin."""
-    names = {}
-    for point, distribution in entry_points():
-        if point.name != "core":
-            own = distribution.metadata["Name"] == "maskwright"
-            names[point.name] = "" if own else distribution.metadata["Summary"] or ""
-    for path in plugin_files():
-        names.setdefault(path.stem, f"single file {path}")
-    return names
-
-
-def plugin_files() -> list[Path]:
-    return [Path(text) for text in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if text]
-
-
-def _version_problem(distribution: metadata.Distribution) -> str:
-    """Why this distribution does not fit the installed maskwright, from its metadata alone; empty if it does."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    installed = metadata.version("maskwright")
-    for text in distribution.requires or []:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if requirement.name.lower() == "maskwright" and not requirement.specifier.contains(installed, prereleases=True):
-            return f"it needs maskwright {requirement.specifier}, but {installed} is installed"
-    return ""
+@functools.cache
+def get_host() -> Host:
+    """The host of this process, made on first use. Strict if MASKWRIGHT_STRICT is 1."""
+    return Host(strict=strict_mode())
 
 
 class Host:
@@ -134,104 +55,92 @@ class Host:
 
     Args:
         strict: raise on any fault of a plugin instead of reporting it.
-        only: load the plugin of this name alone, besides core.
+        only: load the plugin of this name alone, besides our own core.
+
+    Raises:
+        PluginError: in strict mode; names every plugin at fault.
     """
 
     def __init__(self, strict: bool = False, only: str | None = None) -> None:
         self.strict = strict
-        self.manager = pluggy.PluginManager("maskwright")
-        self.manager.add_hookspecs(hookspecs)
         self.plugins: list[PluginRecord] = []
+        self._manager = pluggy.PluginManager("maskwright")
+        self._manager.add_hookspecs(hookspecs)
         self._by_kind: dict[str, dict[str, Component]] = {kind: {} for kind in KINDS}
         self._silenced: set[tuple[str, str]] = set()
-        for record, load in self._discover():
+        for record, load in discover():
             if only is not None and record.name not in ("core", only):
                 continue
             self.plugins.append(record)
             if record.status == "ready":
                 self._load(record, load)
-        if strict:
-            faults = [f"{r.name} ({r.distribution}): {r.reason or 'slow import'}" for r in self.plugins if r.faulty]
-            if faults:
-                raise PluginError("Plugins at fault, and strict mode is on:\n" + "\n".join(faults))
+        faulty = [record for record in self.plugins if record.faulty]
+        if strict and faulty:
+            lines = [f"  - {r.name} ({r.distribution}), {r.status}: {r.reason}" for r in faulty]
+            raise PluginError("Strict mode is on, and these plugins are at fault:\n" + "\n".join(lines))
 
-    # discovery -----------------------------------------------------------------------------------------------------
+    # loading -------------------------------------------------------------------------------------------------------
 
-    def _discover(self) -> Iterator[tuple[PluginRecord, Any]]:
-        for point, distribution in entry_points():
-            name = distribution.metadata["Name"]
-            record = PluginRecord(point.name, name, distribution.version, point.value)
-            record.summary = distribution.metadata["Summary"] or ""
-            problem = "" if name == "maskwright" else _version_problem(distribution)
-            if problem:
-                record.break_off(problem, f'pip install --upgrade "{name}" maskwright')
-            yield record, point.load
-        for path in plugin_files():
-            record = PluginRecord(path.stem, f"file {path}", "", str(path))
-            if not path.is_file():
-                record.break_off(f"{FILES_VARIABLE} names {path}, which is no file", f"unset {FILES_VARIABLE}")
-            yield record, functools.partial(_load_file, path)
-
-    def _load(self, record: PluginRecord, load: Any) -> None:
+    def _load(self, record: PluginRecord, load: Callable[[], Any]) -> None:
+        """Import, register and question one plugin. Whatever goes wrong is noted in its record alone."""
         started = time.perf_counter()
         try:
-            record.module = load()
+            with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints must not spoil our output
+                record.module = load()
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit at import included
-            record.break_off(_describe(error), self._repair(record))
+            record.break_off(f"its import failed: {describe(error)}")
             return
         finally:
             record.seconds = time.perf_counter() - started
-        if record.seconds > SLOW_IMPORT_SECONDS:
+        if record.slow:
             record.reason = f"slow: its import takes {record.seconds:.1f} s"
         problem = self._register(record) or self._collect(record)
         if problem:
-            if self.manager.is_registered(record.module):
-                self.manager.unregister(record.module)
-            record.break_off(problem, self._repair(record))
-
-    @staticmethod
-    def _repair(record: PluginRecord) -> str:
-        if record.distribution.startswith("file "):
-            return f"mend {record.origin}, or take it out of {FILES_VARIABLE}"
-        return f"pip install --upgrade --force-reinstall {record.distribution}, or pip uninstall {record.distribution}"
+            if self._manager.get_plugin(_key(record)) is not None:
+                self._manager.unregister(name=_key(record))
+            record.break_off(problem)
 
     def _register(self, record: PluginRecord) -> str:
-        """Register with pluggy; the reason if a hook has wrong arguments or is unknown."""
-        known = {name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "maskwright_spec")}
+        """Register with pluggy; the reason if a hook is unknown or has wrong arguments."""
         try:
-            marked = [name for name in dir(record.module) if self.manager.parse_hookimpl_opts(record.module, name)]
-            unknown = sorted(set(marked) - known)
-            if unknown:
-                return f'unknown hook "{unknown[0]}".{nearest(unknown[0], known)}'
-            self.manager.register(record.module, name=f"{record.distribution}:{record.name}")
+            for attribute in dir(record.module):
+                options = self._manager.parse_hookimpl_opts(record.module, attribute)
+                if options is None:
+                    continue
+                hook = options["specname"] or attribute
+                if hook not in HOOKS:
+                    return f'unknown hook "{hook}".{nearest(hook, HOOKS)}'
+                if options["wrapper"] or options["hookwrapper"]:
+                    return f"{hook} is a hook wrapper, which maskwright does not use"
+            self._manager.register(record.module, name=_key(record))
         except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return f"a hook does not fit: {'; '.join(lines)}"
+            return f"a hook does not fit: {' '.join(str(error).split())}"
         return ""
+
+    def _implementations(self, hook: str, record: PluginRecord) -> list[Any]:
+        """The functions of one plugin that implement a hook, as pluggy keeps them."""
+        caller = getattr(self._manager.hook, hook)
+        return [
+            implementation for implementation in caller.get_hookimpls() if implementation.plugin_name == _key(record)
+        ]
 
     def _collect(self, record: PluginRecord) -> str:
         """Ask a plugin for its components; the reason if a hook raises or returns anything else."""
         collected = []
         for hook, kind in REGISTER_HOOKS.items():
-            implementation = getattr(record.module, hook, None)
-            if implementation is None or not self.manager.parse_hookimpl_opts(record.module, hook):
-                continue
-            try:
-                components = implementation()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                return f"{hook}() raised {_describe(error)}"
-            if not isinstance(components, list) or not all(isinstance(c, Component) for c in components):
-                return f"{hook}() must return a list of Component, not {components!r}"[:200]
-            for component in components:
-                if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", component.name):
-                    return f'{hook}(): "{component.name}" is no name: use lower case, digits and hyphens'
-                if not re.fullmatch(r"[\w.]+:\w+", component.target):
-                    return f'{hook}(): the target of "{component.name}" must read package.module:attribute'
-            collected += [(kind, component.owned_by(record.name, record.distribution)) for component in components]
+            for implementation in self._implementations(hook, record):
+                try:
+                    components = implementation.function()
+                    problem = _components_problem(components)
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
+                    return f"{hook}() failed: {describe(error)}"
+                if problem:
+                    return f"{hook}() {problem}"
+                collected += [(kind, item.owned_by(record.name, record.distribution)) for item in components]
         for kind, component in collected:
             self._add(record, kind, component)
         return ""
@@ -243,10 +152,10 @@ class Host:
             if other is not None:
                 record.status = "conflict"
                 record.reason = (
-                    f'{kind} "{name}" of {record.distribution} refused: {other.distribution} ({other.plugin}, '
-                    f"{other.target}) already has that name"
+                    f'{kind} "{name}" of {record.distribution} ({component.target}) refused: {other.distribution} '
+                    f"({other.target}) already has that name"
                 )
-                record.repair = f"pip uninstall {record.distribution}, or ask its author for another name"
+                record.repair = f"remove {record.distribution}, or ask its author for another name"
                 return
         for name in names:
             self._by_kind[kind][name] = component
@@ -284,47 +193,76 @@ class Host:
         return found
 
     def call(self, hook: str, **arguments: Any) -> list[tuple[PluginRecord, Any]]:
-        """Call a hook of every plugin in turn. One that raises is blamed by name, and not asked again in this process.
+        """Call a hook of every plugin in turn. One that fails is blamed by name, and not asked again in this process.
+
+        Returns:
+            (plugin, what its hook returned) of those that did not fail.
 
         Raises:
             PluginError: in strict mode, instead of the warning.
         """
         results = []
         for record in self.plugins:
-            if record.status == "broken" or (record.name, hook) in self._silenced:
+            if record.status == "broken" or (_key(record), hook) in self._silenced:
                 continue
-            implementation = getattr(record.module, hook, None)
-            options = self.manager.parse_hookimpl_opts(record.module, hook) if implementation else None
-            if implementation is None or options is None:
-                continue
-            wanted, _ = pluggy._hooks.varnames(implementation)
-            try:
-                results.append((record, implementation(**{name: arguments[name] for name in wanted})))
-            except Exception as error:
-                text = f"{record.name} ({record.distribution}): its hook {hook} raised {_describe(error)}"
-                if self.strict:
-                    raise PluginError(text) from error
-                self._silenced.add((record.name, hook))
-                warnings.warn(f"{text}. It is not called again in this run; training goes on.", stacklevel=2)
+            for implementation in self._implementations(hook, record):
+                try:
+                    result = implementation.function(*(arguments[name] for name in implementation.argnames))
+                    _check_result(hook, result)
+                except (Exception, SystemExit) as error:
+                    text = f"Plugin {record.name} ({record.distribution}): its hook {hook} failed: {describe(error)}"
+                    if self.strict:
+                        raise PluginError(text) from error
+                    self._silenced.add((_key(record), hook))
+                    warnings.warn(f"{text}. It is not called again; everything else goes on.", stacklevel=2)
+                    break
+                results.append((record, result))
         return results
 
+    def mount_commands(self, name: str, app: typer.Typer) -> None:
+        """Let the plugin `name` add its commands to `app`.
 
-def _load_file(path: Path) -> Any:
-    name = f"maskwright_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+        Raises:
+            PluginError: the plugin is broken, adds no commands, or fails when it is asked for them.
+        """
+        record = next(record for record in self.plugins if record.name == name)
+        if record.status == "broken":
+            raise PluginError(f"Plugin {name} ({record.distribution}) is broken: {record.reason}. Run: {record.repair}")
+        implementations = self._implementations("register_commands", record)
+        if not implementations:
+            raise PluginError(f"Plugin {name} adds no commands. What it adds: `maskwright plugins`.")
+        for implementation in implementations:
+            try:
+                implementation.function(*([app] if implementation.argnames else []))
+            except (Exception, SystemExit) as error:
+                text = f"Plugin {name} ({record.distribution}): its hook register_commands failed: {describe(error)}"
+                raise PluginError(text) from error
 
 
-def strict_mode() -> bool:
-    return os.environ.get(STRICT_VARIABLE, "") not in ("", "0")
+def _key(record: PluginRecord) -> str:
+    return f"{record.distribution}:{record.name}"
 
 
-@functools.cache
-def get_host() -> Host:
-    """The host of this process, made on first use. Strict if MASKWRIGHT_STRICT is 1."""
-    return Host(strict=strict_mode())
+def _check_result(hook: str, result: Any) -> None:
+    """Raise TypeError if a hook that is called in training returned what its spec does not say."""
+    if hook == "configure_trainer":
+        fits = isinstance(result, dict) and all(isinstance(value, list) for value in result.values())
+        if not fits or not set(result) <= {"callbacks", "loggers"}:
+            raise TypeError(f'it must return {{"callbacks": [...], "loggers": [...]}}, not {result!r:.80}')
+
+
+def _components_problem(components: Any) -> str:
+    """What is wrong with the list that a register hook returned; empty if nothing."""
+    if not isinstance(components, list) or not all(isinstance(item, Component) for item in components):
+        return f"must return a list of Component, not {components!r:.120}"
+    for item in components:
+        texts = (item.name, item.target, item.summary, item.reference, item.extra, *item.aliases, *item.requires)
+        if not all(isinstance(text, str) for text in texts):
+            return f"returned a component whose fields are not all text: {item!r:.120}"
+        if isinstance(item.requires, str) or isinstance(item.aliases, str):
+            return f'"{item.name}": requires and aliases are tuples of names, such as ("rasterio",)'
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", item.name):
+            return f'"{item.name}" is no name: use lower case, digits and hyphens'
+        if not re.fullmatch(r"\w+(\.\w+)*:\w+", item.target):
+            return f'the target of "{item.name}" must read package.module:attribute, not "{item.target}"'
+    return ""

@@ -10,6 +10,7 @@ S2_L1C = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B
 S2_L2A = tuple(name for name in S2_L1C if name != "B10")
 """The 12 bands of surface reflectance products: no cirrus band."""
 S1 = ("VV", "VH")
+KNOWN = (*S2_L1C, *S1, "HH", "HV")
 
 RGB = ("B4", "B3", "B2")
 
@@ -27,9 +28,14 @@ def canonical(text: str) -> str | None:
     return match[1].upper() if match else None
 
 
-def names_for(descriptions: Sequence[str | None], count: int) -> tuple[str, ...] | None:
-    """Band names of a file: from its descriptions, else from the number of bands where that is telling, else None."""
-    named = [canonical(text) if text else None for text in descriptions]
-    if len(named) == count and all(named) and len(set(named)) == count:
-        return tuple(name for name in named if name)
-    return {13: S2_L1C, 12: S2_L2A, 2: S1}.get(count)
+def names_for(descriptions: Sequence[str | None], count: int) -> tuple[str, ...]:
+    """Band names of a file, all different.
+
+    From its descriptions if they tell the bands apart, known bands in their usual spelling; else from the number of
+    bands where that is telling (13, 12, 2); else `band 1` and so on.
+    """
+    names = tuple((canonical(text) or text) for text in descriptions if text)
+    if len(set(names)) == count:
+        return names
+    unnamed = {13: S2_L1C, 12: S2_L2A, 2: S1}
+    return unnamed.get(count) or tuple(f"band {i}" for i in range(1, count + 1))

@@ -2,155 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from rasterio.transform import Affine
 from torch import Tensor
 
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.loader import Loader, Statistics
-from maskwright.core.sample import BadFile, Meta, Sample, TensorSpec
-from maskwright.remote_sensing import bands as band_names
-from maskwright.remote_sensing.raster import SUFFIXES, Box, Header, Source, read_onto, window_transform
-from maskwright.remote_sensing.sources import find_pairs, find_sources, raster_files, source_of
-from maskwright.remote_sensing.statistics import cached, compute, fingerprint
+from maskwright.core.sample import BadFile, Meta, TensorSpec
+from maskwright.remote_sensing.alignment import check_overlap, to_decibels
+from maskwright.remote_sensing.bands import S1, S2_L1C
+from maskwright.remote_sensing.base import RasterLoader
+from maskwright.remote_sensing.image import Source
+from maskwright.remote_sensing.inspection import inspect_images, inspect_pairs
+from maskwright.remote_sensing.pairs import find_pairs, may_hold_pairs
+from maskwright.remote_sensing.pictures import draw
+from maskwright.remote_sensing.raster import SUFFIXES
+from maskwright.remote_sensing.sources import check_same_bands, find_sources, holds_rasters, source_of
+from maskwright.remote_sensing.statistics import spread
+from maskwright.remote_sensing.windows import flips, jitter, scaled, window_transform
 
-LOWEST_POWER = 1e-6
-"""Radar power below which the logarithm is cut off (-60 dB)."""
-
-
-def cut(header: Header, size: int | None) -> list[Box]:
-    """Windows of `size` pixels that cover an image; the last of a row or column is flush with the edge.
-
-    Raises:
-        DataError: the image is smaller than a window.
-    """
-    if size is None:
-        return [(0, 0, header.height, header.width)]
-    if header.height < size or header.width < size:
-        raise DataError(
-            header.path,
-            f"has {header.height} x {header.width} pixels, less than a window",
-            f"{size} x {size} or more",
-            "Lower data.size",
-        )
-
-    def starts(length: int) -> list[int]:
-        regular = list(range(0, length - size + 1, size))
-        return regular if regular[-1] + size == length else [*regular, length - size]
-
-    return [(row, column, size, size) for row in starts(header.height) for column in starts(header.width)]
+UNIT_WINDOWS = 8
+"""Windows that are looked at to tell decibels from linear power."""
 
 
-def jitter(box: Box, header: Header, generator: torch.Generator, aligned: bool) -> Box:
-    """Move a window at random by up to half its size, inside the image; inside its own tile of the file if `aligned`."""
-    moved = []
-    for start, size, length, block in (
-        (box[0], box[2], header.height, header.block[0]),
-        (box[1], box[3], header.width, header.block[1]),
-    ):
-        low, high = max(0, start - size // 2), min(length - size, start + size // 2)
-        if aligned and header.tiled and block >= size:
-            tile = start // block * block
-            low, high = tile, max(tile, min(tile + block, length) - size)
-            low = min(low, length - size)
-        moved.append(low + int(torch.randint(high - low + 1, (1,), generator=generator)) if high > low else low)
-    return moved[0], moved[1], box[2], box[3]
-
-
-def scaled(box: Box, header: Header, sizes: tuple[float, float], generator: torch.Generator) -> Box:
-    """A random square of a side drawn from `sizes`, centred on a jittered window where the image allows."""
-    low, high = int(sizes[0]), min(int(sizes[1]), header.height, header.width)
-    side = low + int(torch.randint(max(high - low, 0) + 1, (1,), generator=generator))
-    row, column, height, width = jitter(box, header, generator, aligned=False)
-    row = min(max(row + (height - side) // 2, 0), header.height - side)
-    column = min(max(column + (width - side) // 2, 0), header.width - side)
-    return row, column, side, side
-
-
-def flips(
-    arrays: dict[str, np.ndarray], transform: tuple, generator: torch.Generator
-) -> tuple[dict[str, np.ndarray], tuple]:
-    """Flip all arrays alike along rows and columns, each with probability a half; the transform goes with them."""
-    vertical, horizontal = torch.rand(2, generator=generator).tolist()
-    height, width = next(iter(arrays.values())).shape[-2:]
-    affine = Affine(*transform)
-    if vertical < 0.5:
-        arrays = {name: array[..., ::-1, :] for name, array in arrays.items()}
-        affine = affine * Affine(1, 0, 0, 0, -1, height)
-    if horizontal < 0.5:
-        arrays = {name: array[..., ::-1] for name, array in arrays.items()}
-        affine = affine * Affine(-1, 0, width, 0, 1, 0)
-    return arrays, tuple(affine)[:6]
-
-
-class _RasterLoader(Loader):
-    """What both loaders share: an index of windows, statistics, nodata."""
-
-    suffixes = SUFFIXES
-
-    def __init__(self, path: str | Path, options: dict[str, Any], max_nodata: float) -> None:
-        if not 0 <= max_nodata <= 1:
-            raise ConfigError(f"data.max_nodata={max_nodata} is outside [0, 1]: it is a share of pixels.")
-        self.path, self.max_nodata = Path(path), max_nodata
-        self.bad_files: list[BadFile] = []
-        self.windows: list[tuple[int, Box]] = []
-        self._options = {name: value for name, value in options.items() if name not in ("self", "path", "__class__")}
-        self._statistics: dict[str, Statistics] | None = None
-
-    def _raw(self, index: int, generator: torch.Generator | None) -> tuple[dict[str, np.ndarray], Meta]:
-        raise NotImplementedError  # abstract, see the two loaders
-
-    def _files(self) -> list[str]:
-        raise NotImplementedError  # abstract, see the two loaders
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def statistics(self) -> dict[str, Statistics]:
-        if self._statistics is None:
-            self._statistics = cached(
-                fingerprint(self._files(), {"loader": type(self).__name__, **self._options}),
-                lambda: compute(len(self), lambda index: self._raw(index, None)[0], self.path),
-            )
-        return self._statistics
-
-    def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        arrays, meta = self._raw(index, generator)
-        for name, array in arrays.items():
-            missing = ~np.isfinite(array)
-            share = float(missing.any(0).mean())
-            if share > self.max_nodata:
-                raise DataError(
-                    meta.source,
-                    f'"{name}" has no data in {share:.0%} of window {meta.window}',
-                    f"at most {self.max_nodata:.0%}",
-                    "Raise data.max_nodata to keep such windows",
-                )
-            if share:
-                mean = np.asarray(self.statistics()[name].mean, dtype=np.float32)
-                arrays[name] = np.where(missing, mean[:, None, None], array)
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        return Sample(tensors, meta)
-
-    def _warn_striped(self, headers: list[Header]) -> None:
-        striped = [header.path for header in headers if header.striped]
-        if striped:
-            warnings.warn(
-                f"{len(striped)} files are stored in full-width strips, the first is {striped[0]}: every window decodes all "
-                f"that lies beside it, ten times slower or more. Rewrite them once as tiles: "
-                f"rio convert IN.tif OUT.tif --co TILED=YES --co COMPRESS=DEFLATE",
-                stacklevel=3,
-            )
-
-
-class GeoTiffLoader(_RasterLoader):
+class GeoTiffLoader(RasterLoader):
     """GeoTIFFs of any number of bands, or folders of one file a band at several resolutions.
 
     Args:
@@ -181,30 +59,27 @@ class GeoTiffLoader(_RasterLoader):
         for source in found:
             try:
                 source = source.select(bands) if bands else source
-                if self.images and len(source.names) != len(self.images[0].names):
-                    raise DataError(
-                        source.header.path,
-                        f"has {len(source.names)} bands",
-                        f"{len(self.images[0].names)}, as {self.images[0].header.path}",
-                        "Choose those that all files have with data.bands",
-                    )
-                boxes = cut(source.header, size)
+                if self.images:
+                    check_same_bands(source, self.images[0])
+                self.windows.add(source.header)
             except DataError as error:
                 self.bad_files.append(BadFile(error.path, str(error)))
                 continue
-            self.windows += [(len(self.images), box) for box in boxes]
             self.images.append(source)
-        if not self.images:
-            reason = self.bad_files[0].reason if self.bad_files else "no file ends in " + ", ".join(SUFFIXES)
-            raise DataError(self.path, f"holds no usable image; {reason}")
+        self._refuse_empty("image")
         self._warn_striped([image.header for image in self.images])
-        self.spec = {"image": TensorSpec("C H W", self.images[0].names, "as stored" if scale == 1 else "scaled")}
+        names = self.images[0].names
+        self._zero_is_nodata = len(names) > 1 and set(names) <= set(S2_L1C)
+        self.spec = {"image": TensorSpec("C H W", names, "as stored" if scale == 1 else f"stored value x {scale:g}")}
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        if path.is_file():
-            return path.suffix.lower() in SUFFIXES
-        return path.is_dir() and bool(raster_files(path, recursive=True))
+        return path.suffix.lower() in SUFFIXES if path.is_file() else holds_rasters(path)
+
+    @classmethod
+    def inspect(cls, path: str | Path) -> list[dict[str, Any]]:
+        """Rows about each file: header, statistics, remarks; or the reason why it cannot be used."""
+        return inspect_images(Path(path))
 
     def _files(self) -> list[str]:
         return [file for image in self.images for file in image.files]
@@ -220,8 +95,12 @@ class GeoTiffLoader(_RasterLoader):
         image = self.images[number]
         if generator is not None:
             box = jitter(box, image.header, generator, self.aligned)
-        arrays = {"image": image.read(box) * np.float32(self.scale)}
-        transform = window_transform(image.header, box, box[2:])
+        array = image.read(box)
+        if self._zero_is_nodata:
+            blank_zeros(array)
+        if self.scale != 1:
+            array *= np.float32(self.scale)
+        arrays, transform = {"image": array}, window_transform(image.header, box, box[2:])
         if generator is not None and self.flip:
             arrays, transform = flips(arrays, transform, generator)
         meta = Meta(image.files[0], image.name, index, box, image.header.crs, transform)
@@ -231,7 +110,7 @@ class GeoTiffLoader(_RasterLoader):
         return draw(tensor, self.images[0].names)
 
 
-class PairLoader(_RasterLoader):
+class PairLoader(RasterLoader):
     """Pairs of Sentinel-1 and Sentinel-2 images of the same places.
 
     `optical` holds digital numbers (reflectance x 10000), `sar` decibels. Pairs are found by equal names in two
@@ -242,8 +121,8 @@ class PairLoader(_RasterLoader):
         s1: sub-folder of the radar images, where several could be meant.
         s2: sub-folder of the optical images, where several could be meant.
         pairs: CSV with one column a sensor that names the pairs.
-        sar_unit: db, linear (power, turned into dB), or auto: linear if no value is negative.
-        drop_bands: optical bands that are left out.
+        sar_unit: db, linear (power, turned into dB), or auto: linear if no value looked at is negative.
+        drop_bands: optical bands that are left out; null leaves out B10, which only top-of-atmosphere products have.
         max_nodata: share of pixels without data up to which a window is used; they are filled with the band's mean.
         crop: [smallest, largest] side in pixels of a random square that is resized to `size` (CROMA: [60, 180]).
         flip: flip training windows along rows and columns at random.
@@ -265,25 +144,26 @@ class PairLoader(_RasterLoader):
         super().__init__(path, dict(locals()), max_nodata)
         if crop is not None and (size is None or not 8 <= crop[0] <= crop[1]):
             raise ConfigError(f"data.crop={crop} needs 8 <= smallest <= largest pixels, and a data.size to resize to.")
-        self.size, self.sar_unit, self.crop, self.flip = size, sar_unit, crop, flip
-        dropped = set(drop_bands if drop_bands is not None else ["B10"])
+        self.size, self.crop, self.flip = size, crop, flip
+        self._unit = None if sar_unit == "auto" else sar_unit
+        dropped = ["B10"] if drop_bands is None else drop_bands
+        wanted = [name for name in S2_L1C if name not in dropped]
         found, self.bad_files = find_pairs(self.path, s1, s2, pairs)
         self.pairs: list[tuple[str, Source, Source, bool]] = []
         for name, optical_path, sar_path in found:
             try:
-                optical, sar = source_of(optical_path), source_of(sar_path)
-                optical = optical.select([band for band in optical.names if band not in dropped])
-                self._check_bands(optical, sar)
+                optical = choose_bands(source_of(optical_path), wanted, "Sentinel-2 bands")
+                sar = choose_bands(source_of(sar_path), (*S1, "HH", "HV"), "VV and VH")
+                if self.pairs:
+                    check_same_bands(optical, self.pairs[0][1])
+                    check_same_bands(sar, self.pairs[0][2])
                 same_grid = check_overlap(optical.header, sar.header)
-                boxes = cut(optical.header, size)
+                self.windows.add(optical.header)
             except DataError as error:
                 self.bad_files.append(BadFile(error.path, str(error)))
                 continue
-            self.windows += [(len(self.pairs), box) for box in boxes]
             self.pairs.append((name, optical, sar, same_grid))
-        if not self.pairs:
-            reason = self.bad_files[0].reason if self.bad_files else "no pairs were found"
-            raise DataError(self.path, f"holds no usable pair; {reason}")
+        self._refuse_empty("pair")
         self._warn_striped([source.header for pair in self.pairs for source in pair[1:3]])
         _, optical, sar, _ = self.pairs[0]
         self.spec = {
@@ -291,34 +171,14 @@ class PairLoader(_RasterLoader):
             "sar": TensorSpec("C H W", sar.names, "dB"),
         }
 
-    def _check_bands(self, optical: Source, sar: Source) -> None:
-        for source, first, expected in (
-            (optical, self.pairs[0][1] if self.pairs else None, "12 or 13 Sentinel-2 bands"),
-            (sar, self.pairs[0][2] if self.pairs else None, "VV and VH"),
-        ):
-            if first is not None and source.names != first.names:
-                raise DataError(
-                    source.header.path,
-                    f"has the bands {', '.join(source.names)}",
-                    f"{', '.join(first.names)}, as {first.header.path}",
-                )
-            if first is None and any(name.startswith("band ") for name in source.names):
-                raise DataError(
-                    source.header.path,
-                    f"has {len(source.names)} bands without names",
-                    expected,
-                    "Name the bands in the file's descriptions (rio edit-info), or choose the folder with data.s1, data.s2",
-                )
-
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        if path.is_file():
-            return path.suffix.lower() == ".csv"
-        try:
-            find_pairs(path)
-        except (DataError, ConfigError):
-            return False
-        return True
+        return may_hold_pairs(path)
+
+    @classmethod
+    def inspect(cls, path: str | Path) -> list[dict[str, Any]]:
+        """Rows about the files of each pair: header, statistics, remarks; or the reason why it cannot be used."""
+        return inspect_pairs(Path(path))
 
     def _files(self) -> list[str]:
         return [file for _, optical, sar, _ in self.pairs for file in (*optical.files, *sar.files)]
@@ -330,26 +190,39 @@ class PairLoader(_RasterLoader):
         _, optical, sar, _ = self.pairs[self.windows[index][0]]
         return [*optical.files, *sar.files]
 
+    def sar_unit(self) -> str:
+        """Unit of the radar files, `db` or `linear`; found out from some windows at the first call."""
+        if self._unit is None:
+            lowest = []
+            for index in spread(len(self), UNIT_WINDOWS):
+                number, box = self.windows[index]
+                _, optical, sar, same_grid = self.pairs[number]
+                try:
+                    values = sar.read(box) if same_grid else sar.read_onto(optical.header, box, box[2:])
+                except DataError:
+                    continue
+                if np.isfinite(values).any():
+                    lowest.append(np.nanmin(values))
+            self._unit = "linear" if lowest and min(lowest) >= 0 else "db"
+        return self._unit
+
     def _raw(self, index: int, generator: torch.Generator | None) -> tuple[dict[str, np.ndarray], Meta]:
         number, box = self.windows[index]
         name, optical, sar, same_grid = self.pairs[number]
         shape = box[2:]
-        if generator is not None:
-            box = (
-                scaled(box, optical.header, self.crop, generator)
-                if self.crop
-                else jitter(box, optical.header, generator, aligned=False)
-            )
+        if generator is not None and self.crop:
+            box = scaled(box, optical.header, self.crop, generator)
+        elif generator is not None:
+            box = jitter(box, optical.header, generator, aligned=False)
+        radar = sar.read(box, shape) if same_grid else sar.read_onto(optical.header, box, shape)
         arrays = {
-            "optical": optical.read(box, shape),
-            "sar": sar.read(box, shape) if same_grid else read_onto(sar, optical.header, box, shape),
+            "optical": blank_zeros(optical.read(box, shape)),
+            "sar": to_decibels(radar) if self.sar_unit() == "linear" else radar,
         }
-        arrays["optical"][:, (arrays["optical"] == 0).all(0)] = np.nan  # Sentinel-2 marks no data with zeros
-        arrays["sar"], unit = to_decibels(arrays["sar"], self.sar_unit)
         transform = window_transform(optical.header, box, shape)
         if generator is not None and self.flip:
             arrays, transform = flips(arrays, transform, generator)
-        extra = {"sar_source": sar.files[0], "sar_unit_in_file": unit, "resampled": not same_grid}
+        extra = {"sar_source": sar.files[0], "sar_unit_in_file": self.sar_unit(), "resampled": not same_grid}
         return arrays, Meta(optical.files[0], name, index, box, optical.header.crs, transform, extra=extra)
 
     def picture(self, name: str, tensor: Tensor) -> np.ndarray:
@@ -357,78 +230,26 @@ class PairLoader(_RasterLoader):
         return draw(tensor, optical.names if name == "optical" else sar.names)
 
 
-def check_overlap(optical: Header, sar: Header) -> bool:
-    """Whether two images lie on one grid.
-
-    Returns:
-        True where CRS, size and transform agree within a tenth of a pixel; False where the radar must be resampled.
+def choose_bands(source: Source, known: Sequence[str], expected: str) -> Source:
+    """The known bands of an image, in the order of `known`.
 
     Raises:
-        DataError: they do not overlap, or nothing says how they lie.
+        DataError: it has none of them.
     """
-    same_size = (optical.height, optical.width) == (sar.height, sar.width)
-    if optical.crs == sar.crs:
-        pixel = max(abs(optical.affine.a), abs(optical.affine.b), 1e-12)
-        shift = np.abs(np.subtract(optical.transform, sar.transform))
-        if same_size and shift[[2, 5]].max() < pixel / 10 and shift[[0, 1, 3, 4]].max() * optical.width < pixel / 2:
-            return True
-    if optical.crs is None or sar.crs is None:
+    names = [name for name in known if name in source.names]
+    if not names:
         raise DataError(
-            sar.path,
-            f"and {optical.path} lie on different grids, and {'neither has' if optical.crs == sar.crs else 'one has no'} a "
-            f"coordinate reference system",
-            "equal grids, or georeferenced files",
-            "Set the CRS with `rio edit-info --crs EPSG:CODE`, or resample one onto the other",
+            source.header.path,
+            f"has the bands {', '.join(source.names)}",
+            expected,
+            "Name the bands in the file's descriptions (rio edit-info), or choose the folder with data.s1, data.s2",
         )
-    bounds = _bounds_in(sar, optical.crs)
-    left, top = optical.affine * (0, 0)
-    right, bottom = optical.affine * (optical.width, optical.height)
-    left, right, bottom, top = min(left, right), max(left, right), min(bottom, top), max(bottom, top)
-    if bounds[0] >= right or bounds[2] <= left or bounds[1] >= top or bounds[3] <= bottom:
-        raise DataError(
-            sar.path,
-            f"does not overlap with {optical.path}: it spans {tuple(round(b) for b in bounds)} in {optical.crs}, the other "
-            f"{(round(left), round(bottom), round(right), round(top))}",
-            "images of the same place",
-            "Check the pairing",
-        )
-    return False
+    return source.select(names)
 
 
-def _bounds_in(header: Header, crs: str) -> tuple[float, float, float, float]:
-    from rasterio.warp import transform_bounds
-
-    from maskwright.remote_sensing.raster import gdal_errors
-
-    corners = [
-        header.affine * corner
-        for corner in ((0, 0), (header.width, header.height), (header.width, 0), (0, header.height))
-    ]
-    xs, ys = zip(*corners, strict=True)
-    with gdal_errors(header.path):
-        return transform_bounds(header.crs, crs, min(xs), min(ys), max(xs), max(ys))
-
-
-def to_decibels(values: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
-    """Radar values in dB, and the unit they had. `auto` takes values without a negative one for linear power."""
-    finite = values[np.isfinite(values)]
-    if unit == "auto":
-        unit = "linear" if len(finite) and finite.min() >= 0 else "db"
-    if unit == "linear":
-        with np.errstate(invalid="ignore"):
-            values = np.where(values > 0, 10 * np.log10(np.maximum(values, LOWEST_POWER)), np.nan).astype(np.float32)
-    return values, unit
-
-
-def draw(tensor: Tensor, names: tuple[str, ...]) -> np.ndarray:
-    """RGB picture (H, W, 3) uint8 of (C, H, W): true colour, radar as VV, VH and their difference, or the first bands."""
-    image = tensor.float().numpy()
-    if all(name in names for name in band_names.RGB):
-        image = image[[names.index(name) for name in band_names.RGB]]
-    elif names[:2] == band_names.S1:
-        image = np.stack([image[0], image[1], image[0] - image[1]])
-    else:
-        image = image[:3] if len(image) >= 3 else np.repeat(image[:1], 3, axis=0)
-    low, high = np.nanpercentile(image, (2, 98), axis=(1, 2), keepdims=True)
-    scaled_image = (image - low) / np.maximum(high - low, 1e-6)
-    return (np.nan_to_num(scaled_image).clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+def blank_zeros(optical: np.ndarray) -> np.ndarray:
+    """Set pixels that are zero in every band to NaN, in place: how Sentinel-2 marks that there are no data."""
+    candidates = optical[0] == 0
+    if candidates.any():
+        optical[:, candidates & (optical == 0).all(0)] = np.nan
+    return optical

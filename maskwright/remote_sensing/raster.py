@@ -1,4 +1,4 @@
-"""Reading rasters: headers, windows, several resolutions as one, and no belief in what a file says of itself.
+"""Reading rasters: headers and windows of single files, and no belief in what a file says of itself.
 
 GDAL may open only the drivers listed here (no VRT, which can point anywhere), never the network, and declared sizes are
 checked before anything is allocated. Every failure is a `DataError` that names the file.
@@ -10,27 +10,27 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.enums import Resampling
+from rasterio._err import CPLE_BaseError  # what GDAL's own errors are; rasterio.errors has no public base for them
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from maskwright.core.errors import DataError
+from maskwright.core.errors import ConfigError, DataError
 
-DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG", "JPEG", "HDF4", "HDF4Image"]
+DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG", "JPEG"]
 SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg")
 MAX_READ_BYTES = 512 * 2**20
-"""Largest window that is read at once, in bytes of float32. `MASKWRIGHT_MAX_READ_MB` overrides it."""
+"""Largest window, or stored block, that is read at once, in bytes. `MASKWRIGHT_MAX_READ_MB` overrides it."""
 OPEN_FILES = 32
 """Handles kept open a thread."""
 
@@ -48,30 +48,40 @@ Box = tuple[int, int, int, int]
 
 
 def max_read_bytes() -> int:
-    megabytes = os.environ.get("MASKWRIGHT_MAX_READ_MB")
-    return int(megabytes) * 2**20 if megabytes else MAX_READ_BYTES
+    """The limit on what is read at once.
+
+    Raises:
+        ConfigError: `MASKWRIGHT_MAX_READ_MB` is no number.
+    """
+    megabytes = os.environ.get("MASKWRIGHT_MAX_READ_MB", "")
+    if not megabytes:
+        return MAX_READ_BYTES
+    if not megabytes.isdigit():
+        raise ConfigError(f"MASKWRIGHT_MAX_READ_MB={megabytes!r} is no whole number of megabytes.")
+    return int(megabytes) * 2**20
 
 
 @contextmanager
-def gdal_errors(path: object) -> Iterator[None]:
+def gdal_errors(path: object, verb: str = "read") -> Iterator[None]:
     """Turn whatever rasterio raises into a `DataError` with the path."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            yield
+        yield
     except DataError:
         raise
-    except (RasterioError, OSError, ValueError, MemoryError, OverflowError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError, OverflowError) as error:
         # GDAL's own words say most; rasterio keeps them in the cause
         text = " ".join(str(error.__cause__ or error).split())[:200]
-        raise DataError(path, f"cannot be read ({text})", "a readable raster", _advice(path)) from error
+        advice = _advice(path) if verb == "read" else ""
+        raise DataError(path, f"cannot be {verb} ({text})", mend=advice) from error
 
 
 def _advice(path: object) -> str:
     try:
         with Path(str(path)).open("rb") as file:
             start = file.read(64).lstrip().lower()
-    except OSError:
+    except PermissionError:
+        return "You may not read it; change its permissions (chmod a+r)"
+    except (OSError, ValueError):
         return ""
     if not start:
         return "The file is empty; fetch it again"
@@ -81,8 +91,10 @@ def _advice(path: object) -> str:
 
 
 def _open(path: str) -> DatasetReader:
-    # the reader itself takes a list of drivers, `rasterio.open` only one
-    return DatasetReader(path, driver=DRIVERS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        # the reader itself takes a list of drivers, `rasterio.open` only one
+        return DatasetReader(path, driver=DRIVERS)
 
 
 class _Handles(threading.local):
@@ -97,8 +109,7 @@ class _Handles(threading.local):
             self.__init__()  # type: ignore[misc]
         dataset = self.open.pop(path, None)
         if dataset is None:
-            with rasterio.Env(**_ENVIRONMENT):
-                dataset = _open(path)
+            dataset = _open(path)
             if len(self.open) >= OPEN_FILES:
                 self.open.popitem(last=False)[1].close()
         self.open[path] = dataset
@@ -113,9 +124,20 @@ class _Handles(threading.local):
 _handles = _Handles()
 
 
+@contextmanager
+def _dataset(path: str) -> Iterator[DatasetReader]:
+    """An open dataset under our own GDAL settings; after a failure its handle is not used again."""
+    with gdal_errors(path), rasterio.Env(**_ENVIRONMENT):
+        try:
+            yield _handles.get(path)
+        except Exception:
+            _handles.forget(path)
+            raise
+
+
 @dataclass(frozen=True)
 class Header:
-    """What a raster file says of itself."""
+    """What a raster file says of itself. `block` is the (height, width) in which it is stored."""
 
     path: str
     driver: str
@@ -128,7 +150,6 @@ class Header:
     nodata: float | None
     descriptions: tuple[str | None, ...]
     block: tuple[int, int]
-    georeferenced: bool
 
     @property
     def striped(self) -> bool:
@@ -148,144 +169,115 @@ def read_header(path: str | Path) -> Header:
     """Read the header of a file; no pixels.
 
     Raises:
-        DataError: it cannot be opened, or holds no bands (a container of sub-datasets).
+        DataError: it cannot be opened, ends before its last block, holds complex numbers or no bands at all, or is
+            stored in blocks above `max_read_bytes`.
     """
     path = str(path)
-    with gdal_errors(path):
-        if not os.path.isfile(path):
-            raise DataError(path, "there is no such file")
-        with rasterio.Env(**_ENVIRONMENT), _open(path) as dataset:
-            if dataset.count == 0:
-                raise DataError(
-                    path, "holds no bands of its own, only sub-datasets", "a raster", "Convert one to GeoTIFF"
-                )
-            return Header(
-                path,
-                dataset.driver,
-                dataset.width,
-                dataset.height,
-                dataset.count,
-                dataset.dtypes[0],
-                dataset.crs.to_string() if dataset.crs else None,
-                tuple(dataset.transform)[:6],  # type: ignore[arg-type]
-                dataset.nodata,
-                dataset.descriptions,
-                dataset.block_shapes[0],
-                not dataset.transform.is_identity,
-            )
+    if not os.path.isfile(path):
+        raise DataError(path, "there is no such file")
+    with gdal_errors(path), rasterio.Env(**_ENVIRONMENT), _open(path) as dataset:
+        if dataset.count == 0:
+            raise DataError(path, "holds no bands of its own, only sub-datasets", "a raster", "Convert one to GeoTIFF")
+        header = Header(
+            path,
+            dataset.driver,
+            dataset.width,
+            dataset.height,
+            dataset.count,
+            dataset.dtypes[0],
+            dataset.crs.to_string() if dataset.crs else None,
+            tuple(dataset.transform)[:6],  # type: ignore[arg-type]
+            dataset.nodata,
+            dataset.descriptions,
+            dataset.block_shapes[0],
+        )
+        _check_types(path, dataset.dtypes)
+        _check_blocks(header, dataset)
+        return header
 
 
-@dataclass(frozen=True)
-class Source:
-    """One image made of one or several files: bands by name, on the grid of the finest.
+def _check_types(path: str, types: tuple[str, ...]) -> None:
+    complex_types = [name for name in types if name.startswith("complex")]
+    if complex_types:
+        raise DataError(path, f"holds {complex_types[0]} numbers", "real ones", "Detect it first: intensity or dB")
 
-    Args:
-        name: what the image is called (the stem of the file or the folder).
-        header: of the finest file.
-        bands: (band name, file, number of the band in it, 1-based).
-    """
 
-    name: str
-    header: Header
-    bands: tuple[tuple[str, str, int], ...]
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """(height, width) of each file."""
-
-    @property
-    def files(self) -> list[str]:
-        return list(dict.fromkeys(path for _, path, _ in self.bands))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(name for name, _, _ in self.bands)
-
-    def select(self, names: Sequence[str]) -> Source:
-        """The same image with these bands alone, in this order.
-
-        Raises:
-            DataError: a band is not there.
-        """
-        by_name = {band[0]: band for band in self.bands}
-        absent = [name for name in names if name not in by_name]
-        if absent:
-            raise DataError(self.header.path, f"lacks band {', '.join(absent)}", f"among {', '.join(self.names)}")
-        return Source(self.name, self.header, tuple(by_name[name] for name in names), self.shapes)
-
-    def read(self, box: Box, shape: tuple[int, int] | None = None) -> np.ndarray:
-        """Read a window of all bands: (C, height, width) float32, NaN where there is no data.
-
-        Args:
-            box: (row, column, height, width) on the grid of the finest file.
-            shape: (height, width) to resample to, bilinearly; the window's own without it.
-
-        Raises:
-            DataError: the window is too large, lies outside, or cannot be read.
-        """
-        height, width = shape or box[2:]
-        self._check(box, len(self.bands) * max(height * width, box[2] * box[3]) * 4)
-        out = np.empty((len(self.bands), height, width), np.float32)
-        for path in self.files:
-            chosen = [(i, number) for i, (_, file, number) in enumerate(self.bands) if file == path]
-            rows = self.shapes[path][0] / self.header.height
-            columns = self.shapes[path][1] / self.header.width
-            window = Window(box[1] * columns, box[0] * rows, box[3] * columns, box[2] * rows)  # type: ignore[call-arg]
-            out[[i for i, _ in chosen]] = _read(path, window, [number for _, number in chosen], (height, width))
-        return out
-
-    def _check(self, box: Box, size: int) -> None:
-        row, column, height, width = box
-        header = self.header
-        if row < 0 or column < 0 or row + height > header.height or column + width > header.width:
-            raise DataError(header.path, f"window {box} lies outside of {header.height} x {header.width} pixels")
-        if size > max_read_bytes():
+def _check_blocks(header: Header, dataset: DatasetReader) -> None:
+    """A block is decoded whole, however small the window; and the last one must lie within the file."""
+    rows, columns = header.block
+    shared = header.count if header.driver != "GTiff" or _pixel_interleaved(dataset) else 1
+    size = rows * columns * shared * np.dtype(header.dtype).itemsize
+    if size > max_read_bytes():
+        raise DataError(
+            header.path,
+            f"is stored in blocks of {rows} x {columns} pixels, {size / 2**20:.0f} MB each",
+            f"at most {max_read_bytes() / 2**20:.0f} MB",
+            "Rewrite it in tiles (rio convert IN.tif OUT.tif --co TILED=YES), or raise MASKWRIGHT_MAX_READ_MB",
+        )
+    if header.driver == "GTiff":
+        place = f"{(header.width - 1) // columns}_{(header.height - 1) // rows}"
+        offset, length = (
+            int(dataset.get_tag_item(f"BLOCK_{what}_{place}", "TIFF", bidx=header.count) or 0)
+            for what in ("OFFSET", "SIZE")
+        )
+        actual = os.path.getsize(header.path)
+        if offset + length > actual:
             raise DataError(
                 header.path,
-                f"a window of {height} x {width} pixels needs {size / 2**20:.0f} MB",
-                f"at most {max_read_bytes() / 2**20:.0f} MB",
-                "Read smaller windows with data.size, or raise MASKWRIGHT_MAX_READ_MB",
+                f"is cut short or damaged: its last block ends at byte {offset + length}, the file at {actual}",
+                mend="Fetch it again",
             )
 
 
-def _read(path: str, window: Window, numbers: list[int], shape: tuple[int, int]) -> np.ndarray:
-    with gdal_errors(path):
-        dataset = _handles.get(path)
-        try:
-            values = dataset.read(
-                numbers, window=window, out_shape=(len(numbers), *shape), resampling=Resampling.bilinear
-            )
-        except Exception:
-            _handles.forget(path)
-            raise
-        out = values.astype(np.float32)
-        for row, number in enumerate(numbers):
-            nodata = dataset.nodatavals[number - 1]
-            if nodata is not None:
-                out[row][values[row] == nodata] = np.nan
-    out[~np.isfinite(out)] = np.nan
+def _pixel_interleaved(dataset: DatasetReader) -> bool:
+    return dataset.interleaving is not None and dataset.interleaving.name == "pixel"
+
+
+def read_bands(path: str, numbers: list[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
+    """A window of some bands (1-based) of a file, resampled bilinearly to `shape`: (C, h, w) float32, NaN is no data.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with _dataset(path) as dataset:
+        types = [dataset.dtypes[number - 1] for number in numbers]
+        direct = None if "float64" in types else "float32"  # a nodata value may lie outside float32
+        values = dataset.read(
+            numbers,
+            window=window,
+            out_shape=(len(numbers), *shape),
+            out_dtype=direct,
+            resampling=Resampling.bilinear,
+        )
+        nodata = [dataset.nodatavals[number - 1] for number in numbers]
+        # an alpha band is no mask: the near infrared of four-band images is often mistaken for one
+        masked = dataset.mask_flag_enums[numbers[0] - 1] == [MaskFlags.per_dataset]
+        mask = dataset.dataset_mask(window=window, out_shape=shape) if masked else None
+    with np.errstate(over="ignore"):
+        out = values.astype(np.float32, copy=False)
+        for row, value in enumerate(nodata):
+            if value is not None and not np.isnan(value):
+                out[row][values[row] == values.dtype.type(value)] = np.nan
+    if mask is not None:
+        out[:, mask == 0] = np.nan
+    if any(name.startswith("float") for name in types):
+        out[np.isinf(out)] = np.nan
     return out
 
 
-def read_onto(source: Source, target: Header, box: Box, shape: tuple[int, int]) -> np.ndarray:
-    """Read a window of `target`'s grid from a source on another grid, bilinearly: (C, h, w) float32, NaN outside."""
-    source._check((0, 0, 1, 1), len(source.bands) * max(shape[0] * shape[1], box[2] * box[3]) * 4)
-    out = np.empty((len(source.bands), *shape), np.float32)
+def read_bands_onto(path: str, numbers: list[int], target: Header, box: Box, shape: tuple[int, int]) -> np.ndarray:
+    """A window of `target`'s grid from a file on another grid, bilinearly: (C, h, w) float32, NaN outside the file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     row, column, height, width = box
-    window = Window(column, row, width, height)  # type: ignore[call-arg]
-    for i, (_, path, number) in enumerate(source.bands):
-        with gdal_errors(path):
-            dataset = _handles.get(path)
-            with WarpedVRT(
-                dataset,
-                crs=target.crs,
-                transform=target.affine,
-                width=target.width,
-                height=target.height,
-                resampling=Resampling.bilinear,
-                dtype="float32",
-                nodata=np.nan,
-            ) as warped:
-                out[i] = warped.read(number, window=window, out_shape=shape, resampling=Resampling.bilinear)
-    out[~np.isfinite(out)] = np.nan
+    with _dataset(path) as dataset:
+        options = {"crs": target.crs, "transform": target.affine, "width": target.width, "height": target.height}
+        with WarpedVRT(dataset, resampling=Resampling.bilinear, dtype="float32", nodata=np.nan, **options) as warped:
+            window = Window(column, row, width, height)
+            out = warped.read(numbers, window=window, out_shape=(len(numbers), *shape), resampling=Resampling.bilinear)
+    out[np.isinf(out)] = np.nan
     return out
 
 
@@ -298,14 +290,13 @@ def read_classes(path: str | Path) -> np.ndarray:
     header = read_header(path)
     if header.count != 1 or not np.issubdtype(np.dtype(header.dtype), np.integer):
         raise DataError(path, f"holds {header.count} bands of {header.dtype}", "one band of integer class codes")
-    if header.width * header.height * np.dtype(header.dtype).itemsize > max_read_bytes():
-        raise DataError(path, f"declares {header.height} x {header.width} pixels", "less than MASKWRIGHT_MAX_READ_MB")
-    with gdal_errors(path):
-        return _handles.get(str(path)).read(1)
-
-
-def window_transform(header: Header, box: Box, shape: tuple[int, int]) -> tuple[Any, ...]:
-    """Affine (a..f) of a window resampled to `shape`."""
-    row, column, height, width = box
-    affine = header.affine * Affine.translation(column, row) * Affine.scale(width / shape[1], height / shape[0])
-    return tuple(affine)[:6]
+    size = header.width * header.height * np.dtype(header.dtype).itemsize
+    if size > max_read_bytes():
+        raise DataError(
+            path,
+            f"declares {header.height} x {header.width} pixels, {size / 2**20:.0f} MB",
+            f"at most {max_read_bytes() / 2**20:.0f} MB",
+            "Raise MASKWRIGHT_MAX_READ_MB",
+        )
+    with _dataset(str(path)) as dataset:
+        return dataset.read(1)

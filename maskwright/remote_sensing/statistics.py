@@ -13,7 +13,7 @@ import numpy as np
 
 from maskwright.core.errors import DataError
 from maskwright.core.loader import Statistics
-from maskwright.core.trainer.files import write_text
+from maskwright.core.trainer.files import DiskFullError, write_text
 
 WINDOWS = 64
 """Windows that statistics are taken from, evenly spread over the data."""
@@ -27,10 +27,17 @@ def cache_folder() -> Path:
 
 
 def fingerprint(files: Iterable[str], options: dict[str, Any]) -> str:
-    """Changes when a file is added, removed or changed, or an option differs."""
+    """Changes when a file is added, removed or changed, or an option differs.
+
+    Raises:
+        DataError: a file has gone.
+    """
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for file in sorted(files):
-        status = os.stat(file)
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            raise DataError(file, f"cannot be found any more ({error.strerror})") from error
         digest.update(f"{os.path.abspath(file)}:{status.st_size}:{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -67,6 +74,11 @@ class _Running:
         )
 
 
+def spread(length: int, count: int) -> list[int]:
+    """Up to `count` indices, evenly spread over `length`."""
+    return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int)).tolist()
+
+
 def compute(length: int, read: Callable[[int], dict[str, np.ndarray]], path: object) -> dict[str, Statistics]:
     """Statistics over up to `WINDOWS` of `length` samples; NaN is no data; unreadable samples are left out.
 
@@ -78,7 +90,7 @@ def compute(length: int, read: Callable[[int], dict[str, np.ndarray]], path: obj
     """
     running: dict[str, _Running] = {}
     reasons = []
-    for index in np.unique(np.linspace(0, length - 1, min(length, WINDOWS)).round().astype(int)).tolist():
+    for index in spread(length, WINDOWS):
         try:
             arrays = read(index)
         except DataError as error:
@@ -98,17 +110,35 @@ def compute(length: int, read: Callable[[int], dict[str, np.ndarray]], path: obj
     return {name: state.result() for name, state in running.items()}
 
 
-def cached(key: str, make: Callable[[], dict[str, Statistics]]) -> dict[str, Statistics]:
-    """Read statistics from the cache, or make and store them. A damaged or unwritable cache costs time only."""
+def cached(
+    key: str, channels: dict[str, int | None], make: Callable[[], dict[str, Statistics]]
+) -> dict[str, Statistics]:
+    """Read statistics from the cache, or make and store them. A damaged or unwritable cache costs time only.
+
+    Args:
+        key: name of the entry.
+        channels: number of channels of each tensor; an entry of others is not believed.
+        make: computes the statistics.
+    """
     path = cache_folder() / f"{key}.json"
     try:
-        return {name: Statistics(**values) for name, values in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return _parse(path.read_text(), channels)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         pass
     made = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({name: statistics.as_dict() for name, statistics in made.items()}))
-    except OSError:
+    except (OSError, DiskFullError):
         pass
     return made
+
+
+def _parse(text: str, channels: dict[str, int | None]) -> dict[str, Statistics]:
+    stored = json.loads(text)
+    found = {name: Statistics(**stored[name]) for name in channels}
+    for name, statistics in found.items():
+        lists = np.array([statistics.mean, statistics.std, statistics.minimum, statistics.maximum], dtype=float)
+        if lists.ndim != 2 or not np.isfinite(lists).all() or channels[name] not in (None, lists.shape[1]):
+            raise ValueError(f'"{name}" in the cache is damaged')
+    return found

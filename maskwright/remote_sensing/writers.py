@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import rasterio
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 from maskwright.core.trainer.files import atomic
@@ -55,12 +58,22 @@ def write_geotiff(
         "bigtiff": "if_safer",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary, gdal_errors(path), rasterio.open(temporary, "w", **profile) as file:
-        file.write(image)
-        for number, name in enumerate(band_names or [], start=1):
-            file.set_band_description(number, name)
-        if colormap:
-            file.write_colormap(1, {code: (*colour, 255) for code, colour in colormap.items()})
-        if tags:
-            file.update_tags(**tags)
+    with atomic(path) as temporary, MemoryFile() as memory:
+        with gdal_errors(path, "written"), _no_georeference_is_fine(), memory.open(**profile) as file:
+            file.write(image)
+            for number, name in enumerate(band_names or [], start=1):
+                file.set_band_description(number, name)
+            if colormap:
+                file.write_colormap(1, {code: (*colour, 255) for code, colour in colormap.items()})
+            if tags:
+                file.update_tags(**tags)
+        # GDAL writing to disk itself may lose the error of a full one while it closes the file
+        temporary.write_bytes(memory.getbuffer())
     return path
+
+
+@contextmanager
+def _no_georeference_is_fine() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield

@@ -203,7 +203,7 @@ def test_statistics_of_constant_patches_are_those_constants():
     method = _method()
     grid, keys = Grid((6, 6)), _keys(2)
     masks = method.masks(grid, keys)
-    mean, std = visible_patch_statistics(torch.full((2, 36, 10), 3.0), grid, *masks.values())
+    mean, std = visible_patch_statistics(dict.fromkeys(masks, torch.full((2, 36, 10), 3.0)), masks, grid)
     torch.testing.assert_close(mean, torch.full((2, 36, 1), 3.0))
     torch.testing.assert_close(std, torch.zeros(2, 36, 1))
 

@@ -68,7 +68,7 @@ class Encoder(nn.Module, ABC):
             bound.apply_defaults()
             options = {name: value for name, value in bound.arguments.items() if name != "self"}
             construct(self, *args, **named)
-            if type(self) is cls:
+            if type(self).__init__ is record_options:  # and not the constructor of a base class
                 self.options = options
 
         cls.__init__ = record_options  # type: ignore[method-assign, assignment]

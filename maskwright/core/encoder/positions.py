@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maskwright.core.errors import ConfigError
 from maskwright.core.masking.base import Grid
+from maskwright.core.masking.hide import take
 
 PositionKind = Literal["sincos", "learned", "rope", "alibi", "none"]
 
@@ -24,7 +25,7 @@ def coordinates_at(grid: Grid, index: Tensor | None, device: torch.device) -> Te
     coordinates = grid.coordinates(device)
     if coordinates.ndim == 2:
         return coordinates[None] if index is None else coordinates[index]
-    return coordinates if index is None else coordinates.gather(1, index[..., None].expand(-1, -1, grid.ndim))
+    return coordinates if index is None else take(coordinates, index)
 
 
 def sincos(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:

@@ -33,14 +33,14 @@ def _blank_hidden(picture: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 def _grid_figure(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], names: Sequence[str]) -> Figure:
     height, width = rows[0][0].shape[:2]
     scale = 1.9 / max(height, width)
-    figure = Figure(figsize=(len(titles) * width * scale + 0.3, len(rows) * height * scale + 0.3), dpi=150)
+    figure = Figure(figsize=(len(titles) * width * scale + 0.3, len(rows) * height * scale + 0.5), dpi=150)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    for row, pictures, name in zip(axes, rows, names, strict=True):
+    for number, (row, pictures, name) in enumerate(zip(axes, rows, names, strict=True)):
         for axis, picture, title in zip(row, pictures, titles, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is axes[0]:
+            if number == 0:
                 axis.set_title(title, fontsize=8)
         row[0].set_ylabel(name, fontsize=5)
     figure.tight_layout(pad=0.3)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.core.masking.base import Mask
@@ -13,7 +14,10 @@ from maskwright.core.masking.base import Mask
 
 def take(values: Tensor, index: Tensor) -> Tensor:
     """Rows of (B, N, D) `values` at (B, K) `index`: (B, K, D)."""
-    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+    batch, count, _ = values.shape
+    rows = index + torch.arange(0, batch * count, count, device=index.device)[:, None]
+    # whole rows are copied: on CPUs several times faster than a gather of numbers, and back with no atomic additions
+    return F.embedding(rows, values.flatten(0, 1))
 
 
 def drop(values: Tensor, mask: Mask) -> Tensor:

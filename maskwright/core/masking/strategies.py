@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.core.errors import ConfigError
@@ -100,7 +100,9 @@ class ColourNoiseMasking(Masking):
 
     With W white noise and G_s a Gaussian blur of standard deviation s: red = G_s W, blue = W - G_s W,
     green = G_s1 W - G_s2 W, purple = W - green. The largest values stay visible. The paper does not give its sigmas;
-    the defaults are ours. The noise wraps around, which keeps it stationary, so every token is hidden equally often.
+    the defaults are ours. The noise wraps around the grid, so no place is special and every token is hidden equally
+    often; a window cut from a larger map, as in the paper, hides its middle more often than its corners (red, sigma 2,
+    14 x 14 tokens: 0.76 and 0.73 at a ratio of 0.75).
 
     Args:
         ratio: share of tokens to hide.
@@ -127,17 +129,12 @@ class ColourNoiseMasking(Masking):
 
     def noise(self, grid: Grid, keys: Tensor) -> Tensor:
         """The filtered noise map, (B, *shape)."""
-        # a map clearly larger than the window: no token sees its own echo around the edge
-        margin = math.ceil(3 * self.sigma)
-        white = uniform(keys, *(size + 2 * margin for size in grid.shape)) - 0.5
+        white = uniform(keys, *grid.shape) - 0.5
         if self.colour in ("red", "blue"):
             low = _blur(white, self.sigma)
-            coloured = low if self.colour == "red" else white - low
-        else:
-            green = _blur(white, self.sigma_narrow) - _blur(white, self.sigma)
-            coloured = green if self.colour == "green" else white - green
-        window = (slice(None), *(slice(margin, margin + size) for size in grid.shape))
-        return coloured[window]
+            return low if self.colour == "red" else white - low
+        green = _blur(white, self.sigma_narrow) - _blur(white, self.sigma)
+        return green if self.colour == "green" else white - green
 
     def score(self, grid: Grid, keys: Tensor, guide: Tensor | None = None) -> Tensor:
         return -self.noise(grid, keys).flatten(1)
@@ -146,15 +143,12 @@ class ColourNoiseMasking(Masking):
 def _blur(maps: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (B, *shape) along every axis, with wrap-around; the kernel reaches 3 sigma."""
     radius = max(1, math.ceil(3 * sigma))
-    x = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
-    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).view(1, 1, -1)
+    weights = {shift: math.exp(-0.5 * (shift / sigma) ** 2) for shift in range(-radius, radius + 1)}
+    total = sum(weights.values())
     for axis in range(1, maps.ndim):
-        moved = maps.movedim(axis, -1)
-        flat = moved.reshape(-1, 1, moved.shape[-1])
-        # wrap by indexing: circular padding refuses a radius longer than the axis
-        index = torch.arange(-radius, flat.shape[-1] + radius, device=maps.device) % flat.shape[-1]
-        maps = F.conv1d(flat[..., index], kernel).view(moved.shape).movedim(-1, axis)
+        # shifted maps are added in one order, so that not a bit depends on the batch size or the device
+        shifted = (maps.roll(shift, axis) * (weight / total) for shift, weight in weights.items())
+        maps = functools.reduce(torch.add, shifted)
     return maps
 
 

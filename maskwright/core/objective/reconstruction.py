@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,9 +16,19 @@ ReconstructionKind = Literal["mse", "l1", "smooth_l1"]
 
 
 def standardise_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
-    """(x - mean) / sqrt(var + eps) within each patch, variance unbiased (MAE, "norm_pix"): (B, N, P) to (B, N, P)."""
-    var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) * torch.rsqrt(var + eps)
+    """(x - mean) / sqrt(var + eps) within each patch, variance unbiased (MAE, "norm_pix"): (B, N, P) to (B, N, P).
+
+    Raises:
+        ConfigError: patches of a single number have no variance.
+    """
+    count = patches.shape[-1]
+    if count < 2:
+        raise ConfigError(
+            "Patches of one number cannot be standardised. Use a larger patch_size, or standardise=False."
+        )
+    # layer norm divides by the biased variance: var = biased / share
+    share = (count - 1) / count
+    return F.layer_norm(patches, (count,), eps=eps * share) * math.sqrt(share)
 
 
 def masked_reconstruction(

@@ -320,13 +320,12 @@ class Croma(Method):
         masks = self.masks(grid, keys)
         features = self.encoder(tokens, masks)
         prediction = self.decoder(features["joint"], masks["sar"], grid).float()
-        values = torch.cat([tokens["optical"].values, tokens["sar"].values], dim=-1)
-        mean, std = visible_patch_statistics(values, grid, masks["optical"], masks["sar"])
+        mean, std = visible_patch_statistics({name: t.values for name, t in tokens.items()}, masks, grid)
         filled = prediction * std + mean
         panels = {}
         for name, part in (("optical", slice(None, self.optical_values)), ("sar", slice(self.optical_values, None))):
             hidden = masks[name].hidden
-            patches = torch.where(hidden[..., None], filled[..., part], values[..., part])
+            patches = torch.where(hidden[..., None], filled[..., part], tokens[name].values)
             image = unpatchify(patches, grid, self.encoder.patch_size, self.chans[name])
             panels[name] = Panel(
                 original=batch[name],
@@ -336,24 +335,27 @@ class Croma(Method):
         return panels
 
 
-def visible_patch_statistics(values: Tensor, grid: Grid, *masks: Mask) -> tuple[Tensor, Tensor]:
+def visible_patch_statistics(values: dict[str, Tensor], masks: dict[str, Mask], grid: Grid) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation to undo patch standardisation for a picture, without looking at hidden pixels.
 
-    Each patch takes those of the patches visible to all `masks`, weighted by inverse squared distance; where a sample
-    has none, those of its patches visible to any mask.
+    Each sensor's are taken from its own visible patches, weighted by inverse squared distance, and then put together
+    as those of one patch of all sensors.
 
     Args:
-        values: (B, N, P).
+        values: (B, N, P) of each sensor.
 
     Returns:
         two tensors (B, N, 1).
     """
-    seen = torch.stack([~mask.hidden for mask in masks])
-    both = seen.all(0)
-    known = torch.where(both.any(1, keepdim=True), both, seen.any(0))
-    var, mean = torch.var_mean(values, dim=-1)
-    at = grid.coordinates(values.device)
+    at = grid.coordinates(next(iter(values.values())).device)
     near = 1 / (torch.cdist(at, at) ** 2 + 1e-3)
-    weight = near[None] * known[:, None]
-    weight = weight / weight.sum(-1, keepdim=True)
-    return (weight @ mean[..., None]), (weight @ var.sqrt()[..., None])
+    total = sum(x.shape[-1] for x in values.values())
+    parts = []
+    for name, x in values.items():
+        weight = near * ~masks[name].hidden[:, None]
+        weight = weight / weight.sum(-1, keepdim=True)
+        var, mean = torch.var_mean(x, dim=-1, keepdim=True)
+        parts.append((x.shape[-1] / total, weight @ mean, weight @ var))
+    mean = sum((share * mean for share, mean, _ in parts), start=torch.zeros(()))
+    var = sum((share * (var + (own - mean) ** 2) for share, own, var in parts), start=torch.zeros(()))
+    return mean, var.sqrt()

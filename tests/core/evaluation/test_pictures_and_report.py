@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.evaluation.pictures import HIDDEN, draw_panel, mask_preview, read_some
+from maskwright.core.evaluation.pictures import HIDDEN, _grid_figure, draw_panel, mask_preview, read_some
 from maskwright.core.evaluation.report import draw_curves, read_scores, score_rows, write_report
 from maskwright.core.evaluation.scores import Score, ScoreTable, Verdict
 from maskwright.core.masking import GuidedMasking, RandomMasking
@@ -132,3 +132,10 @@ def test_score_rows_keep_order_and_leave_gaps():
     columns, rows = score_rows(table)
     assert columns == ["kNN, accuracy", "linear, accuracy"]
     assert rows == [("a", ["1.000", ""]), ("b", ["", "0.500"])]
+
+
+def test_pictures_have_titles_on_the_first_row_only():
+    picture = np.zeros((4, 4, 3), dtype=np.uint8)
+    figure = _grid_figure([[picture, picture]] * 2, ["before", "after"], ["a", "b"])
+    assert [axis.get_title() for axis in figure.axes] == ["before", "after", "", ""]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["a", "", "b", ""]

@@ -1,0 +1,5 @@
+"""`python -m maskwright` is `maskwright`."""
+
+from maskwright.cli.main import main
+
+main()

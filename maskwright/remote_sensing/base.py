@@ -1,0 +1,92 @@
+"""What the loaders of rasters share."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskwright.core.errors import ConfigError, DataError
+from maskwright.core.loader import Loader, Statistics
+from maskwright.core.sample import BadFile, Meta, Sample
+from maskwright.remote_sensing.raster import SUFFIXES, Header
+from maskwright.remote_sensing.statistics import cached, compute, fingerprint
+from maskwright.remote_sensing.windows import Windows
+
+
+class RasterLoader(Loader):
+    """Windows over images, statistics, pixels without data. A subclass says in `_raw` how one window is read."""
+
+    suffixes = SUFFIXES
+
+    def __init__(self, path: str | Path, options: dict[str, Any], max_nodata: float) -> None:
+        size = options["size"]
+        if size is not None and size < 1:
+            raise ConfigError(f"data.size={size} is no number of pixels; null reads whole images.")
+        if not 0 <= max_nodata <= 1:
+            raise ConfigError(f"data.max_nodata={max_nodata} is outside [0, 1]: it is a share of pixels.")
+        self.path, self.max_nodata = Path(path), max_nodata
+        self.bad_files: list[BadFile] = []
+        self.windows = Windows(size)
+        self._options = {name: value for name, value in options.items() if name not in ("self", "path", "__class__")}
+        self._statistics: dict[str, Statistics] | None = None
+
+    def _raw(self, index: int, generator: torch.Generator | None) -> tuple[dict[str, np.ndarray], Meta]:
+        raise NotImplementedError  # abstract, see the two loaders
+
+    def _files(self) -> list[str]:
+        raise NotImplementedError  # abstract, see the two loaders
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def statistics(self) -> dict[str, Statistics]:
+        if self._statistics is None:
+            channels = {name: spec.channel_count for name, spec in self.spec.items()}
+            self._statistics = cached(
+                fingerprint(self._files(), {"loader": type(self).__name__, **self._options}),
+                channels,
+                lambda: compute(len(self), lambda index: self._raw(index, None)[0], self.path),
+            )
+        return self._statistics
+
+    def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
+        arrays, meta = self._raw(index, generator)
+        for name, array in arrays.items():
+            if not np.isnan(array.sum()):  # much cheaper than a mask, and nearly always enough
+                continue
+            missing = np.isnan(array)
+            share = float(missing.any(0).mean())
+            if share > self.max_nodata:
+                raise DataError(
+                    meta.source,
+                    f'"{name}" has no data in {share:.0%} of window {meta.window}',
+                    f"at most {self.max_nodata:.0%}",
+                    "Raise data.max_nodata to keep such windows",
+                )
+            mean = np.asarray(self.statistics()[name].mean, dtype=np.float32)
+            arrays[name] = np.where(missing, mean[:, None, None], array)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        return Sample(tensors, meta)
+
+    def bytes_per_sample(self) -> int:
+        _, (_, _, height, width) = self.windows[0]
+        return sum(4 * height * width * (spec.channel_count or 1) for spec in self.spec.values())
+
+    def _refuse_empty(self, what: str) -> None:
+        if not len(self):
+            reason = self.bad_files[0].reason if self.bad_files else f"no file ends in {', '.join(SUFFIXES)}"
+            raise DataError(self.path, f"holds no usable {what}; {reason.rstrip('.')}")
+
+    def _warn_striped(self, headers: list[Header]) -> None:
+        striped = [header.path for header in headers if header.striped]
+        if striped:
+            warnings.warn(
+                f"{len(striped)} files are stored in full-width strips, the first is {striped[0]}: every window decodes all "
+                f"that lies beside it, ten times slower or more. Rewrite them once as tiles: "
+                f"rio convert IN.tif OUT.tif --co TILED=YES --co COMPRESS=DEFLATE",
+                stacklevel=3,
+            )

@@ -1,0 +1,75 @@
+"""Made-up inputs that fit an `InputSpec`, for checks that need no real file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maskwright.core.encoder import Encoder
+from maskwright.core.errors import ConfigError
+from maskwright.core.loader import Statistics
+from maskwright.core.sample import Batch, InputSpec, Meta
+
+SIZES = (32, 48, 64, 96, 120, 128, 224, 16, 8)
+"""Sizes of an axis that are tried, in this order."""
+
+
+def made_up_batch(inputs: InputSpec, count: int = 4, size: int = 32, seed: int = 0) -> Batch:
+    """Smooth waves plus a little noise for every input: a batch of `count` samples.
+
+    Args:
+        inputs: what to make; an input of any number of channels gets two.
+        size: length of every axis other than C.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, spec in inputs.items():
+        shape = [(spec.channel_count or 2) if axis == "C" else size for axis in spec.dims.split()]
+        wave = torch.zeros(count, *shape)
+        for axis, length in enumerate(shape):
+            frequency = 4 * torch.rand(count, generator=generator) * 2 * math.pi / max(length, 8)
+            phase = torch.arange(length) * frequency[:, None] + 6 * torch.rand(count, 1, generator=generator)
+            wave = wave + phase.sin().view(count, *[length if other == axis else 1 for other in range(len(shape))])
+        tensors[name] = wave + 0.1 * torch.randn(wave.shape, generator=generator)
+    return Batch(tensors, [Meta(f"made up {i}", group=f"made up {i}", index=i) for i in range(count)])
+
+
+def batch_for(encoder: Encoder, count: int = 4, sizes: Sequence[int] = SIZES) -> Batch:
+    """A made-up batch of the first size that the encoder can tokenize.
+
+    Raises:
+        ConfigError: none of the sizes suits it.
+    """
+    problem = ConfigError("no size was tried")
+    for size in sizes:
+        batch = made_up_batch(encoder.inputs, count, size)
+        try:
+            encoder.tokenize(batch)
+        except ConfigError as error:
+            problem = error
+        else:
+            return batch
+    raise ConfigError(f"No made-up batch of sizes {', '.join(map(str, sizes))} suits this encoder: {problem}")
+
+
+def statistics_of(batch: Batch, inputs: InputSpec) -> dict[str, Statistics]:
+    """Per-channel statistics of a batch, as a loader would give them."""
+    return {
+        name: _statistics(batch[name], spec.dims.split().index("C"))
+        for name, spec in inputs.items()
+        if "C" in spec.dims.split()
+    }
+
+
+def _statistics(values: Tensor, channel_axis: int) -> Statistics:
+    values = values.movedim(channel_axis + 1, 0).flatten(1).double()
+    std, mean = torch.std_mean(values, dim=1)
+    return Statistics(mean.tolist(), std.tolist(), values.amin(1).tolist(), values.amax(1).tolist(), values.shape[1])
+
+
+def rows(batch: Batch, index: Sequence[int]) -> Batch:
+    """Some samples of a batch, in the order of `index`."""
+    return Batch({name: tensor[list(index)] for name, tensor in batch.tensors.items()}, [batch.metas[i] for i in index])
