@@ -108,7 +108,11 @@ def _official_block(name: str, cross: bool) -> str:
 def _official_decoder(name: str) -> str:
     if name == "mask_token":
         return name
-    for ours, theirs in (("embed.", "encoder_to_decoder."), ("head.", "linear_output."), ("norm.", "decoder.norm_out.")):
+    for ours, theirs in (
+        ("embed.", "encoder_to_decoder."),
+        ("head.", "linear_output."),
+        ("norm.", "decoder.norm_out."),
+    ):
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return "decoder." + _official_block(name, cross=False)

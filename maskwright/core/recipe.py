@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from maskwright.core.errors import ConfigError, DataError, nearest
 from maskwright.core.host import get_host, normalise
-from maskwright.core.options import explain, fail_if_any
+from maskwright.core.options import check_options, explain, fail_if_any
 
 
 class Component(BaseModel):
@@ -231,20 +231,40 @@ def make_recipe(
         if "name" not in masking or normalise(masking["name"]) == default["name"]:
             masking = {**default, **masking}
         content["masking"] = masking
-    return validated(content)
+        problems = _option_problems(content, method_class)
+    else:
+        problems = []
+    return validated(content, problems)
 
 
-def validated(content: dict[str, Any]) -> Recipe:
+def _option_problems(content: dict[str, Any], method_class: Any) -> list[str]:
+    """What is wrong with the options of the method and of the masking, by their constructors."""
+    problems: list[str] = []
+    options = {k: v for k, v in content["method"].items() if k not in ("name", "preset")}
+    check_options("method", method_class, options, problems)
+    masking = content["masking"]
+    target = get_host().component("masking", masking["name"]).load()
+    check_options("masking", target, {k: v for k, v in masking.items() if k != "name"}, problems)
+    return problems
+
+
+def validated(content: dict[str, Any], problems: Sequence[str] = ()) -> Recipe:
     """A recipe of a nested dict.
+
+    Args:
+        problems: what is known to be wrong already; reported together with what is found here.
 
     Raises:
         ConfigError: all problems at once.
     """
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except pydantic.ValidationError as error:
-        fail_if_any(explain(error, "", Recipe.model_fields, {"trainer": TrainerSection.model_fields}))
+        found = explain(error, "", Recipe.model_fields, {"trainer": TrainerSection.model_fields})
+        fail_if_any([*found, *problems])
         raise
+    fail_if_any(list(problems))
+    return recipe
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -127,7 +127,8 @@ def mask_preview(
     patch = as_tuple(patch_size, 2)
     rows = []
     for row, sample in enumerate(samples):
-        height, width = (size // patch_size * patch_size for size in sample[name].shape[-2:])
+        # an even number of tokens along each side, so that units of two fit
+        height, width = (max(size // (2 * patch_size) * 2, 1) * patch_size for size in sample[name].shape[-2:])
         image = sample[name][..., :height, :width]
         grid = patch_grid((height, width), patch, name)
         picture = loader.picture(name, image)
