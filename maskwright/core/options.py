@@ -64,7 +64,7 @@ def check_options(section: str, target: Any, options: dict[str, Any], problems: 
     fields = option_types(target)
     model = pydantic.create_model(
         "Options",
-        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True),
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False),
         **typing.cast(Any, fields),
     )
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -46,10 +46,13 @@ class DataSection(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+_Moment = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainerSection(BaseModel):
     """How to train. Every field is what `--set trainer.NAME=VALUE` sets."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     epochs: int = Field(100, ge=1, description="passes over the data")
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; overrides epochs")
     batch_size: int = Field(64, ge=1, description="samples a process and forward pass")
@@ -57,7 +60,7 @@ class TrainerSection(BaseModel):
     lr: float | None = Field(None, gt=0, description="peak learning rate; without it base_lr * global batch / 256")
     base_lr: float = Field(1.5e-4, gt=0, description="learning rate of a global batch of 256")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's; none for biases and other one-dimensional tensors")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moments")
+    betas: tuple[_Moment, _Moment] = Field((0.9, 0.95), description="AdamW's moments")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps during which the rate rises from 0")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="rate at the end of the cosine, as a share of the peak")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
@@ -68,7 +71,7 @@ class TrainerSection(BaseModel):
     accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     devices: int | Literal["auto"] = Field(1, description="devices on this machine")
     nodes: int = Field(1, ge=1, description="machines")
-    strategy: Literal["auto", "ddp"] = Field("auto", description="how several devices share the work")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field("auto", description="how several devices share the work")
     threads: int | None = Field(None, ge=1, description="CPU threads; without it torch's own choice")
     workers: int = Field(0, ge=0, description="loader processes")
     checkpoint_minutes: float = Field(10.0, gt=0, description="time between checkpoints")
@@ -214,6 +217,9 @@ def make_recipe(
     for section in ("method", "data", "trainer"):
         if section in content and not isinstance(content[section], dict):
             raise ConfigError(f"{section}={content[section]!r}: must hold options, such as {section}.NAME=VALUE.")
+    if isinstance(content.get("masking"), str):
+        content["masking"] = {"name": content["masking"]}
+    _check_names(content)
     if "data" not in content:
         raise ConfigError("data.path is required: the file or folder to read (--data PATH).")
     name = content.get("method", {}).get("name")
@@ -225,8 +231,6 @@ def make_recipe(
         if chosen:
             content["trainer"] = merge(method_class.presets[chosen].get("trainer", {}), content.get("trainer", {}))
         masking = content.get("masking") or {}
-        if isinstance(masking, str):
-            masking = {"name": masking}
         default = method_class.default_masking
         if "name" not in masking or normalise(masking["name"]) == default["name"]:
             masking = {**default, **masking}
@@ -235,6 +239,16 @@ def make_recipe(
     else:
         problems = []
     return validated(content, problems)
+
+
+def _check_names(content: dict[str, Any]) -> None:
+    """Refuse names that are no text before anything is looked up by them."""
+    if not isinstance(content.get("masking") or {}, dict):
+        raise ConfigError(f"masking={content['masking']!r}: must hold options, such as masking.name=random.")
+    for section, option in (("method", "name"), ("method", "preset"), ("masking", "name")):
+        value = (content.get(section) or {}).get(option, "")
+        if not isinstance(value, str):
+            raise ConfigError(f"{section}.{option}={value!r}: must be a name, see `maskwright list`.")
 
 
 def _option_problems(content: dict[str, Any], method_class: Any) -> list[str]:

@@ -70,7 +70,6 @@ def _rows(images: list[Path]) -> list[Row]:
 def _row(header: Header, source: Source) -> Row:
     names = [name for name, file, _ in source.bands if file == header.path]
     pixel = np.hypot(header.transform[0], header.transform[3]), np.hypot(header.transform[1], header.transform[4])
-    rows, columns = header.block
     return {
         "file": header.path,
         "format": header.driver,
@@ -81,9 +80,16 @@ def _row(header: Header, source: Source) -> Row:
         "CRS": _crs_name(header.crs),
         "pixel": " x ".join(f"{side:g}" for side in pixel) if header.crs else None,
         "nodata": header.nodata,
-        "stored in": f"{rows} x {columns} " + ("tiles" if header.tiled else "strips"),
+        "stored in": _layout(header),
         "remark": _remark(header),
     }
+
+
+def _layout(header: Header) -> str:
+    rows, columns = header.block
+    if rows >= header.height and columns >= header.width:
+        return "one piece"
+    return f"{rows} x {columns} " + ("tiles" if header.tiled else "strips")
 
 
 def _crs_name(crs: str | None) -> str | None:

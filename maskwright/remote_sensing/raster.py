@@ -102,23 +102,25 @@ class _Handles(threading.local):
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self.open: OrderedDict[str, DatasetReader] = OrderedDict()
+        self.open: OrderedDict[str, tuple[tuple[int, ...], DatasetReader]] = OrderedDict()
 
     def get(self, path: str) -> DatasetReader:
         if self.process != os.getpid():
             self.__init__()  # type: ignore[misc]
-        dataset = self.open.pop(path, None)
-        if dataset is None:
-            dataset = _open(path)
-            if len(self.open) >= OPEN_FILES:
-                self.open.popitem(last=False)[1].close()
-        self.open[path] = dataset
-        return dataset
+        status = os.stat(path)
+        version = status.st_ino, status.st_mtime_ns, status.st_size
+        if path in self.open and self.open[path][0] != version:  # the file was written anew
+            self.forget(path)
+        if path not in self.open:
+            self.open[path] = version, _open(path)
+            if len(self.open) > OPEN_FILES:
+                self.forget(next(iter(self.open)))
+        self.open.move_to_end(path)
+        return self.open[path][1]
 
     def forget(self, path: str) -> None:
-        dataset = self.open.pop(path, None)
-        if dataset is not None:
-            dataset.close()
+        if path in self.open:
+            self.open.pop(path)[1].close()
 
 
 _handles = _Handles()

@@ -178,6 +178,29 @@ def test_attention_against_the_formula():
     torch.testing.assert_close(attention(x, bias), expected)
 
 
+@pytest.mark.parametrize("positions", ["sincos", "learned", "rope", "alibi"])
+def test_compiles_into_one_graph_and_only_once(positions):
+    encoder = _vit(positions=positions)
+    decoder, masking, graphs = MaskTokenDecoder(24, 48, 16, 1, 2, num_prefix_tokens=1), RandomMasking(0.5), []
+
+    def loss_of(x, keys):
+        tokens = encoder.tokens_of(x)
+        mask = masking(tokens.grid, keys)
+        prediction = decoder(encoder(tokens, mask), mask, tokens.grid)
+        return masked_reconstruction(prediction, tokens.values, mask, standardise=True)
+
+    def count(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss_of, backend=count, fullgraph=True)
+    for seed in range(3):
+        x = torch.randn(2, 3, 16, 16)
+        torch.testing.assert_close(compiled(x, _keys(2, seed)), loss_of(x, _keys(2, seed)))
+    assert len(graphs) == 1
+
+
 # encoder base -----------------------------------------------------------------------------------------------------
 
 

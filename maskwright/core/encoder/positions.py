@@ -106,11 +106,16 @@ class SinCosPositions(Positions):
     def add(self, grid: Grid, index: Tensor | None, device: torch.device) -> Tensor:
         if grid.scattered:
             return sincos(coordinates_at(grid, index, device), self.dim)
+        table = self._table(grid, device)
+        return table[None] if index is None else F.embedding(index, table)
+
+    def _table(self, grid: Grid, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():  # filling the cache would make it compile a second time
+            return sincos(grid.coordinates(device), self.dim)
         key = (grid.shape, device)
         if key not in self._tables:
             self._tables[key] = sincos(grid.coordinates(device), self.dim)
-        table = self._tables[key]
-        return table[None] if index is None else F.embedding(index, table)
+        return self._tables[key]
 
 
 class LearnedPositions(Positions):

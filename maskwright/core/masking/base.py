@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -31,7 +30,7 @@ class Grid:
         if not self.shape or any(size < 1 for size in self.shape):
             raise ConfigError(f"A grid needs at least one token along each axis, not {self.shape}.")
 
-    @cached_property
+    @property
     def count(self) -> int:
         """Number of tokens N."""
         return math.prod(self.shape)

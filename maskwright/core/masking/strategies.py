@@ -89,8 +89,15 @@ class BlockMasking(Masking):
         centres = uniform(fold(keys, 0), self.blocks, grid.ndim) * size - 0.5
         aspect = (uniform(fold(keys, 1), self.blocks, grid.ndim) - 0.5) * math.log(self.max_aspect)
         sides = aspect.exp()  # each side lies within sqrt(max_aspect) of 1
-        offset = (grid.coordinates(keys.device)[None, :, None] - centres[:, None]) / sides[:, None]
-        distance = offset.abs().amax(-1).amin(-1)
+        # the distance in a box is the largest of the distances along each axis
+        along = []
+        for axis, length in enumerate(grid.shape):
+            at = torch.arange(length, device=keys.device)
+            offset = (at - centres[..., axis, None]).abs() / sides[..., axis, None]
+            along.append(
+                offset.view(len(keys), self.blocks, *[-1 if other == axis else 1 for other in range(grid.ndim)])
+            )
+        distance = functools.reduce(torch.maximum, along).amin(1).flatten(1)
         # below the step between true distances: decides ties at the rim at random
         return -distance + uniform(fold(keys, 2), grid.count) * 1e-4
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from maskwright.core.errors import DataError
 from maskwright.core.trainer.files import atomic
+from maskwright.core.trainer.sharding import like
 
 FORMAT = 1
 
@@ -60,7 +61,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             state = {
-                key: tensors[f"{name}.{key}"].to(parameter.device, copy=True)
+                key: like(tensors[f"{name}.{key}"], parameter)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"{name}.{key}" in tensors
             }

@@ -7,16 +7,16 @@ whatever the number of loader processes.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from maskwright.core.errors import DataError
+from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.loader import Loader
-from maskwright.core.sample import BadFile, Sample, collate
+from maskwright.core.sample import BadFile, Batch, Sample, collate
 
 
 def derive_seed(*parts: int) -> int:
@@ -118,10 +118,19 @@ class SampleReader(Dataset[Sample | BadFile]):
         return len(self.loader)
 
 
+def collate_or_error(samples: Sequence[Sample | BadFile]) -> Batch | ConfigError:
+    """A batch, or why there is none: an error raised in a worker would come home with its traceback as its text."""
+    try:
+        return collate(samples)
+    except ConfigError as error:
+        return error
+
+
 def _quiet_worker(_: int) -> None:
-    # workers inherit the handlers of the main process; only that one may decide to checkpoint and stop
+    # Clusters and terminals signal all processes of a job, but only the main one decides to checkpoint and stop, and
+    # needs its workers until then. A second SIGTERM is the main process ending a worker that hangs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     torch.set_num_threads(1)
 
 
@@ -132,7 +141,7 @@ def make_dataloader(
     return DataLoader(
         SampleReader(loader, seed),
         batch_sampler=StepSampler(plan, seed, start, rank),
-        collate_fn=collate,
+        collate_fn=collate_or_error,
         num_workers=workers,
         worker_init_fn=_quiet_worker if workers else None,
         prefetch_factor=4 if workers else None,

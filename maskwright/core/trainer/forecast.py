@@ -20,7 +20,7 @@ from maskwright.core.sample import Batch, Sample, collate
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.data import READ, Plan, generator_for
 from maskwright.core.trainer.optim import make_optimizer
-from maskwright.core.trainer.pretrain import make_plan, peak_lr, resolve_trainer
+from maskwright.core.trainer.pretrain import check_bad_files, make_plan, peak_lr, resolve_trainer
 
 SAMPLES = 3
 """Samples that a dry run reads."""
@@ -103,6 +103,7 @@ def dry_run(recipe: Recipe, out: str | Path = "runs") -> Forecast:
         TrainingStopped: the loss of the step is not finite, or the disk cannot hold the checkpoints.
     """
     built = build(recipe)
+    check_bad_files(built)
     settings = resolve_trainer(recipe.trainer, len(built.loader))
     plan = make_plan(settings, len(built.loader))
     samples, read_seconds, notes = _read(built.loader, recipe.seed)

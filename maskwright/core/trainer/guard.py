@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskwright.core.errors import TrainingStopped
-from maskwright.core.sample import Batch
+from maskwright.core.recipe import TrainerSection
+from maskwright.core.sample import BadFile, Batch
 from maskwright.core.trainer.files import write_text, write_with
 
 
@@ -25,7 +27,9 @@ def tensor_summary(tensor: Tensor) -> dict[str, float | int | list[int]]:
     }
 
 
-def write_diagnosis(folder: Path, step: int, stage: str, batches: list[Batch], terms: dict[str, float]) -> Path:
+def write_diagnosis(
+    folder: Path, step: int, stage: str, batches: list[Batch], terms: dict[str, float], process: int = 0
+) -> Path:
     """Write what led to a non-finite number at optimiser step `step`: JSON with sources and statistics, and the tensors.
 
     Args:
@@ -33,9 +37,10 @@ def write_diagnosis(folder: Path, step: int, stage: str, batches: list[Batch], t
         stage: "loss" or "gradient".
         batches: the forward passes of the step.
         terms: last terms of the loss.
+        process: which of several processes; each writes a file of its own, for each has other samples.
     """
     folder.mkdir(exist_ok=True)
-    path = folder / f"step_{step:06d}.json"
+    path = folder / (f"step_{step:06d}_process_{process}.json" if process else f"step_{step:06d}.json")
     report = {
         "step": step,
         "stage": stage,
@@ -63,6 +68,32 @@ def stop_for(stage: str, step: int, diagnosis: Path, batches: list[Batch], run_p
         f"Details and the tensors: {diagnosis}. Lower trainer.lr, set trainer.clip_grad=1.0, or look at these files with "
         f"`maskwright inspect`; trainer.max_bad_steps=N leaves out up to N such steps in a row. The last good checkpoint "
         f"is kept: `maskwright resume {run_path}`."
+    )
+
+
+def bad_file_problem(
+    bad: Collection[str], last: BadFile, samples: int, settings: TrainerSection, table: Path | None = None
+) -> str | None:
+    """Why training should stop for its unreadable files, or None.
+
+    Args:
+        bad: distinct paths of all of them so far.
+        last: the latest, with its reason.
+        samples: samples of the data, unreadable ones included.
+        table: where all are listed.
+    """
+    if settings.on_bad_file == "raise":
+        return (
+            f"{last.reason.rstrip('.')}. Training stops because trainer.on_bad_file=raise; with skip it goes on "
+            f"without such files."
+        )
+    if len(bad) <= max(settings.max_bad_fraction * samples, 1):
+        return None
+    shown = ", ".join(sorted(bad)[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    return (
+        f"{len(bad)} files of {samples} samples could not be used, more than "
+        f"trainer.max_bad_fraction={settings.max_bad_fraction} allows: {shown}. The last, because: "
+        f"{last.reason.rstrip('.')}." + (f" All of them: {table}" if table else " See them with `maskwright inspect`.")
     )
 
 

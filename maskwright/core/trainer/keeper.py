@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,6 +18,7 @@ from maskwright.core.recipe import seconds_of
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.files import DiskFullError
 from maskwright.core.trainer.guard import effective_rank
+from maskwright.core.trainer.metrics import MetricsFile
 from maskwright.core.trainer.module import PretrainModule
 
 SAVE_ATTEMPTS = 3
@@ -55,36 +55,6 @@ class SignalWatch:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = signal.Signals(number)
-
-
-class MetricsFile:
-    """metrics.csv: one row a log interval. After a resume, rows that will be made again are dropped first."""
-
-    def __init__(self, path: Path, done: int) -> None:
-        self.path = path
-        rows: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= done]
-        self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
-        self.columns: list[str] = list(rows[0]) if rows else []
-        self._file = path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, self.columns)
-        if rows:
-            self._writer.writeheader()
-            self._writer.writerows(rows)
-            self._file.flush()
-
-    def add(self, row: dict[str, Any]) -> None:
-        if not self.columns:
-            self.columns = list(row)
-            self._writer = csv.DictWriter(self._file, self.columns, extrasaction="ignore")
-            self._writer.writeheader()
-        self._writer.writerow({name: row.get(name, "") for name in self.columns})
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Keeper(L.Callback):
@@ -162,11 +132,14 @@ class Keeper(L.Callback):
     def _log(self, trainer: L.Trainer, module: PretrainModule) -> None:
         now = time.monotonic()
         values = module.mean_terms()
-        self._losses.append(values.get("loss", float("nan")))
+        loss = values.get("loss", math.nan)
+        if math.isfinite(loss):  # a step that was left out says nothing about which checkpoint is best
+            self._losses.append(loss)
         speed = (module.samples_seen - self.logged_samples) / max(now - self.logged_at, 1e-9)
         row = {
             "step": module.step,
             "epoch": module.plan.epoch_of(module.step - 1),
+            "loss": loss,
             **values,
             "lr": module.last_lr,
             "gradient_norm": module.last_norm,
@@ -180,7 +153,7 @@ class Keeper(L.Callback):
         self.metrics.add(row)
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k not in ("step", "seconds")}, step=module.step)
-        note = f"loss {values.get('loss', float('nan')):.4f}  {speed:.0f} samples/s"
+        note = f"loss {loss:.4f}  {speed:.0f} samples/s"
         if self._progress is not None:
             self._progress.update(self._task, completed=module.step, note=note)
         else:
@@ -190,6 +163,8 @@ class Keeper(L.Callback):
     def _effective_rank(self, module: PretrainModule) -> float:
         """Collapse monitor: effective rank of the last batch's embedding. Measured rarely, it costs a forward pass."""
         every = max(1, module.plan.steps // 20 // module.settings.log_every) * module.settings.log_every
+        if module.settings.strategy == "fsdp":  # an encoder alone cannot gather its shards
+            return float("nan")
         if module.last_batch is None or len(module.last_batch) < 2:
             return float("nan")
         if module.step % every and module.step < module.plan.steps:
@@ -200,10 +175,11 @@ class Keeper(L.Callback):
     def _save(self, trainer: L.Trainer, module: PretrainModule) -> None:
         mean = sum(self._losses) / len(self._losses) if self._losses else float("inf")
         best = mean < self.best
+        state = {"best": min(mean, self.best)}
+        checkpoint = module.checkpoint(state)
         if trainer.is_global_zero:
             try:
-                state = {"best": min(mean, self.best)}
-                checkpoints.save(module.run.checkpoints, module.checkpoint(state), best)
+                checkpoints.save(module.run.checkpoints, checkpoint, best)
                 self.best, self._losses, self._failed_saves = state["best"], [], 0
             except DiskFullError as error:
                 self._failed_saves += 1

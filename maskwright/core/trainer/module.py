@@ -11,16 +11,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from maskwright.core.encoder.teacher import EMATeacher
-from maskwright.core.errors import TrainingStopped
+from maskwright.core.errors import ConfigError, TrainingStopped
 from maskwright.core.loader import Loader
 from maskwright.core.recipe import TrainerSection
 from maskwright.core.sample import BadFile, Batch
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.data import FORWARD, KEYS, Plan, derive_seed, make_dataloader
-from maskwright.core.trainer.guard import stop_for, write_diagnosis
+from maskwright.core.trainer.guard import bad_file_problem, stop_for, write_diagnosis
 from maskwright.core.trainer.method import Method
 from maskwright.core.trainer.optim import lr_at, make_optimizer
 from maskwright.core.trainer.run import Run
+from maskwright.core.trainer.sharding import shard, whole, whole_state
 
 
 class PretrainModule(L.LightningModule):
@@ -38,13 +39,15 @@ class PretrainModule(L.LightningModule):
         self.warmup = round(settings.warmup * plan.steps)
         self.step = 0
         self.bad_steps = 0
-        self.bad_paths: set[str] = set()
+        self.bad_paths = {file.path for file in loader.bad_files}
         self.restored: checkpoints.Checkpoint | None = None
-        self.terms: dict[str, Tensor] = {}
+        self.terms: dict[str, Tensor] = {}  # sums over the forward passes of an optimiser step
+        self._passes = 0
         self.samples_seen = 0
         self._micro_batches: list[Batch] = []
         self._bad_loss = False
         self.last_lr = self.last_norm = 0.0
+        self._sharded = False
         self.last_batch: Batch | None = None
 
     # data and optimiser --------------------------------------------------------------------------------------------
@@ -59,6 +62,11 @@ class PretrainModule(L.LightningModule):
             workers=self.settings.workers,
             pin=self.device.type == "cuda",
         )
+
+    def configure_model(self) -> None:
+        if self.settings.strategy == "fsdp" and self.device_mesh is not None and not self._sharded:
+            shard(self.method, self.device_mesh["data_parallel"])
+            self._sharded = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = make_optimizer(self.method, self.settings)
@@ -75,17 +83,22 @@ class PretrainModule(L.LightningModule):
             self.ema.load_state_dict(checkpoint.part("ema"))
         self.step = checkpoint.step
         self.bad_steps = checkpoint.state.get("bad_steps", 0)
-        self.bad_paths = set(checkpoint.state.get("bad_paths", []))
+        self.bad_paths |= set(checkpoint.state.get("bad_paths", []))
         self.restored = checkpoint
 
     def checkpoint(self, state: dict[str, Any]) -> checkpoints.Checkpoint:
-        """State after the present step."""
+        """State after the present step. All processes must call it: shards are gathered."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         tensors = {f"method.{k}": v for k, v in self.method.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in checkpoints.optimizer_tensors(optimizer).items()}
+        tensors = whole_state(tensors)
         if self.ema is not None:
             tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        own = {"bad_steps": self.bad_steps, "bad_paths": sorted(self.bad_paths)}
+        own = {
+            "bad_steps": self.bad_steps,
+            "bad_paths": sorted(self.bad_paths),
+            "samples": self.plan.length,
+        }
         return checkpoints.Checkpoint(self.step, tensors, {**own, **state})
 
     # one forward pass ----------------------------------------------------------------------------------------------
@@ -99,8 +112,13 @@ class PretrainModule(L.LightningModule):
         return bool(shared.item())
 
     def mean_terms(self) -> dict[str, float]:
-        """Terms of the last optimiser step, averaged over its forward passes and over processes."""
-        values = torch.stack([term.float() for term in self.terms.values()]) if self.terms else torch.zeros(0)
+        """Terms of the last optimiser step, averaged over its forward passes and over processes.
+
+        Empty if no file of it could be read.
+        """
+        if not self.terms:
+            return {}
+        values = torch.stack([term.float() for term in self.terms.values()]) / self._passes
         if self.trainer.world_size > 1:
             dist.all_reduce(values, op=dist.ReduceOp.SUM)
             values = values / self.trainer.world_size
@@ -111,16 +129,18 @@ class PretrainModule(L.LightningModule):
         keys = [derive_seed(self.seed, KEYS, epoch, meta.index) for meta in batch.metas]
         return torch.tensor(keys, dtype=torch.int64, device=self.device)
 
-    def training_step(self, batch: Batch, batch_index: int) -> None:
+    def training_step(self, batch: Batch | ConfigError, batch_index: int) -> None:
+        if isinstance(batch, ConfigError):
+            raise batch
         micro = self.step * self.plan.accumulate + len(self._micro_batches)
-        self._set_aside(batch.bad)
-        empty = self.any_process(len(batch) == 0)
-        if not empty:
+        if not self._micro_batches:
+            self.terms, self._passes = {}, 0
+        if self._usable(batch):
             torch.manual_seed(derive_seed(self.seed, FORWARD, micro, self.global_rank))
             result = self.method(batch, self.keys(batch, micro // self.plan.micro_per_epoch))
             terms = {"loss": result.loss.detach(), **result.terms}
-            before = self.terms if self._micro_batches else {}
-            self.terms = {name: before.get(name, 0) + term / self.plan.accumulate for name, term in terms.items()}
+            self.terms |= {name: self.terms.get(name, 0) + term for name, term in terms.items()}
+            self._passes += 1
             self._bad_loss |= not bool(result.loss.isfinite())
             self.manual_backward(result.loss / self.plan.accumulate)
             self.samples_seen += len(batch) * self.trainer.world_size
@@ -138,7 +158,7 @@ class PretrainModule(L.LightningModule):
         if not parameters:  # every file of this step was bad
             self.step += 1
             return
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad or float("inf"))
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad or float("inf")))
         bad_loss = self.any_process(self._bad_loss)
         if bad_loss or self.any_process(not bool(norm.isfinite())):
             optimizer.zero_grad()
@@ -163,25 +183,23 @@ class PretrainModule(L.LightningModule):
     def _refuse_step(self, stage: str) -> None:
         self.bad_steps += 1
         batches = [batch for batch in self._micro_batches if len(batch)]
-        terms = {name: value.item() for name, value in self.terms.items()}
-        diagnosis = write_diagnosis(self.run.path / "diagnosis", self.step, stage, batches, terms)
+        terms = {name: value.item() / self._passes for name, value in self.terms.items()}
+        folder = self.run.path / "diagnosis"
+        diagnosis = write_diagnosis(folder, self.step, stage, batches, terms, self.global_rank)
         if self.bad_steps > self.settings.max_bad_steps:
             raise stop_for(stage, self.step, diagnosis, batches, self.run.path)
 
-    def _set_aside(self, bad: list[BadFile]) -> None:
-        if not bad:
-            return
-        self.run.add_bad_files(bad, self.step)
-        self.bad_paths |= {file.path for file in bad}
-        if self.settings.on_bad_file == "raise":
-            raise TrainingStopped(
-                f"{bad[0].reason} Training stops because trainer.on_bad_file=raise; with skip it goes on without such "
-                f"files."
-            )
-        limit = self.settings.max_bad_fraction * len(self.loader)
-        if len(self.bad_paths) > max(limit, 1):
-            raise TrainingStopped(
-                f"{len(self.bad_paths)} files of {len(self.loader)} samples could not be read, more than "
-                f"trainer.max_bad_fraction={self.settings.max_bad_fraction} allows. The last: {bad[-1].reason} All of "
-                f"them: {self.run.path / 'bad_files.csv'}"
-            )
+    def _usable(self, batch: Batch) -> bool:
+        """Whether every process has something to train on. Bad files are listed; too many of them end the run."""
+        problem = None
+        if batch.bad:
+            self.run.add_bad_files(batch.bad, self.step)
+            self.bad_paths |= {file.path for file in batch.bad}
+            samples = len(self.loader) + len(self.loader.bad_files)
+            table = self.run.path / "bad_files.csv"
+            problem = bad_file_problem(self.bad_paths, batch.bad[-1], samples, self.settings, table)
+        if not self.any_process(problem is not None or len(batch) == 0):
+            return True
+        if self.any_process(problem is not None):  # all stop together: one that waits for a dead one waits for ever
+            raise TrainingStopped(problem or "Another process stopped for its bad files; its message says why.")
+        return False

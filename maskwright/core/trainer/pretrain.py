@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from maskwright.core.build import Built, build
-from maskwright.core.errors import ConfigError, DataError
+from maskwright.core.errors import ConfigError, DataError, TrainingStopped
 from maskwright.core.host import get_host
 from maskwright.core.recipe import Recipe, TrainerSection, make_recipe, validated
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.data import Plan
 from maskwright.core.trainer.files import write_text
+from maskwright.core.trainer.guard import bad_file_problem
+from maskwright.core.trainer.lock import locked
 from maskwright.core.trainer.precision import LIGHTNING_NAME, resolve_accelerator, resolve_precision
 from maskwright.core.trainer.run import Run
 
@@ -61,6 +61,7 @@ def pretrain(
     if trainer:
         recipe = _with_trainer_settings(recipe, trainer)
     built = build(recipe)
+    check_bad_files(built)
     launched = _rank() > 0
     if launched and run is None:
         run = os.environ.get(RUN_VARIABLE)
@@ -86,7 +87,27 @@ def resume(run: str | Path | Run) -> Run:
     if newest is None:
         _say("There is no checkpoint yet; training starts again from the beginning.")
         built.method.encoder.fit_normalizers(built.loader.statistics())
+    elif newest.state.get("samples", len(built.loader)) != len(built.loader):
+        _say(
+            f"Warning: the data held {newest.state['samples']} samples when training stopped and hold "
+            f"{len(built.loader)} now. Training goes on, but not to the weights of an uninterrupted run."
+        )
     return _train(run, built, newest)
+
+
+def check_bad_files(built: Built) -> None:
+    """Refuse data of which too much was unusable already when it was indexed.
+
+    Raises:
+        TrainingStopped: more than `trainer.max_bad_fraction`, or any with `trainer.on_bad_file=raise`.
+    """
+    bad = built.loader.bad_files
+    if not bad:
+        return
+    samples = len(built.loader) + len(bad)
+    problem = bad_file_problem({file.path for file in bad}, bad[-1], samples, built.recipe.trainer)
+    if problem is not None:
+        raise TrainingStopped(problem)
 
 
 def _with_trainer_settings(recipe: Recipe, trainer: dict[str, Any]) -> Recipe:
@@ -113,11 +134,18 @@ def resolve_trainer(settings: TrainerSection, samples: int) -> TrainerSection:
         raise ConfigError(
             "trainer.accelerator=cuda, but torch sees no GPU here. Use auto or cpu (`maskwright doctor`)."
         )
+    if settings.strategy == "fsdp" and settings.ema_decay is not None:
+        raise ConfigError("trainer.ema_decay does not work with trainer.strategy=fsdp yet. Use ddp, or leave it out.")
     devices = settings.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if accelerator == "cuda" else 1
     batch = settings.batch_size
-    fits = max(1, samples // (devices * settings.nodes))
+    fits = samples // (devices * settings.nodes)
+    if fits == 0:
+        raise ConfigError(
+            f"{samples} samples cannot be shared among {devices * settings.nodes} processes. Lower trainer.devices or "
+            f"trainer.nodes."
+        )
     if batch > fits:
         _say(f"Note: trainer.batch_size={batch} is more than the {samples} samples fill; {fits} is used.")
         batch = fits
@@ -145,36 +173,6 @@ def peak_lr(settings: TrainerSection, plan: Plan) -> float:
 
 
 @contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """Hold a run directory for this process. A lock that a dead process left behind is taken over.
-
-    Raises:
-        ConfigError: a living process holds it.
-    """
-    path = run.path / "run.lock"
-    while True:
-        try:
-            with path.open("x") as file:
-                json.dump({"pid": os.getpid(), "born": psutil.Process().create_time()}, file)
-            break
-        except FileExistsError:
-            try:
-                held = json.loads(path.read_text())
-                alive = psutil.Process(held["pid"]).create_time() == held["born"]
-            except (psutil.NoSuchProcess, ValueError, KeyError, FileNotFoundError):
-                alive = False
-            if alive:
-                raise ConfigError(
-                    f"{run.path} is in use by process {held['pid']}. Wait for it, or stop it with `kill {held['pid']}`."
-                ) from None
-            path.unlink(missing_ok=True)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's notes on hardware, workers and tips: what matters is said by us."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
@@ -192,6 +190,13 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def _train(run: Run, built: Built, start: checkpoints.Checkpoint | None) -> Run:
+    """Train and finish a run that no other process works on."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    with locked(run) if _rank() == 0 else nullcontext():
+        return _train_locked(run, built, start)
+
+
+def _train_locked(run: Run, built: Built, start: checkpoints.Checkpoint | None) -> Run:
     import lightning as L
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -207,7 +212,6 @@ def _train(run: Run, built: Built, start: checkpoints.Checkpoint | None) -> Run:
         os.environ[RUN_VARIABLE] = str(run.path.resolve())
     first = _rank() == 0
     if first:
-        run.path.mkdir(parents=True, exist_ok=True)
         run.write_recipe(recipe)
         run.write_environment(str(settings.accelerator), settings.precision)
         run.add_bad_files(built.loader.bad_files, 0)
@@ -224,12 +228,12 @@ def _train(run: Run, built: Built, start: checkpoints.Checkpoint | None) -> Run:
         *(logger for _, parts in extra for logger in (parts or {}).get("loggers", [])),
     ]
     if module.step < plan.steps:
-        with locked(run) if first else _nothing(), quiet_lightning():
+        with quiet_lightning():
             trainer = L.Trainer(
                 accelerator=str(settings.accelerator),
                 devices=settings.devices,
                 num_nodes=settings.nodes,
-                strategy=settings.strategy,
+                strategy=_strategy(settings),
                 precision=LIGHTNING_NAME[settings.precision],  # type: ignore[arg-type]
                 max_epochs=1,
                 logger=loggers,
@@ -249,9 +253,12 @@ def _train(run: Run, built: Built, start: checkpoints.Checkpoint | None) -> Run:
     return run
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _strategy(settings: TrainerSection) -> Any:
+    if settings.strategy != "fsdp":
+        return settings.strategy
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    return ModelParallelStrategy(data_parallel_size=int(settings.devices) * settings.nodes, tensor_parallel_size=1)
 
 
 def _finish(run: Run, module: Any, recipe: Recipe, built: Built) -> None:
@@ -259,11 +266,17 @@ def _finish(run: Run, module: Any, recipe: Recipe, built: Built) -> None:
     from maskwright.core.evaluation.pictures import save_previews
     from maskwright.core.evaluation.report import write_report
 
-    module.to("cpu")
-    encoder = module.ema.module if module.ema is not None else module.method.encoder
+    if recipe.trainer.strategy == "fsdp":  # the method in hand is sharded; the checkpoint is whole
+        newest, _ = checkpoints.load_newest(run.checkpoints)
+        assert newest is not None
+        method = build(recipe).method
+        method.load_state_dict(newest.part("method"))
+    else:
+        method = module.to("cpu").method
+    encoder = module.ema.module if module.ema is not None else method.encoder
     run.write_encoder(encoder, built.loader.spec, recipe)
     try:
-        save_previews(run, module.method, built.loader)
+        save_previews(run, method, built.loader)
     except (ConfigError, DataError) as error:  # a picture is no reason to lose a finished run
         write_text(run.path / "previews.txt", f"No pictures: {error}\n")
     write_report(run)

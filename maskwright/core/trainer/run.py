@@ -199,10 +199,15 @@ def load_encoder(path: Path) -> Encoder:
             "encoder.json and encoder.safetensors",
             f"If training was interrupted, run `maskwright resume {path}`",
         )
-    description = json.loads(description_path.read_text())
+    try:
+        description = json.loads(description_path.read_text())
+    except ValueError as error:
+        raise DataError(description_path, f"is no JSON ({error})", mend=f"Run `maskwright resume {path}`") from error
+    if not isinstance(description, dict) or not isinstance(description.get("options"), dict):
+        raise DataError(description_path, "describes no encoder", "target and options")
     encoder_class = _encoder_class(str(description.get("target", "")), description_path)
     problems: list[str] = []
-    options = check_options("encoder.json options", encoder_class, description.get("options", {}), problems)
+    options = check_options("encoder.json options", encoder_class, description["options"], problems)
     fail_if_any(problems)
     encoder = encoder_class(**options)
     try:

@@ -7,7 +7,7 @@ import torch
 from maskwright.core.errors import DataError
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.checkpoint import Checkpoint
-from maskwright.core.trainer.files import DiskFullError, atomic
+from maskwright.core.trainer.files import DiskFullError, write_text
 
 
 def _checkpoint(step, value):
@@ -29,7 +29,11 @@ def test_the_one_before_and_the_best_are_kept(tmp_path):
     checkpoints.save(tmp_path, _checkpoint(3, 3))
     steps = {name: checkpoints.read(tmp_path / f"{name}.safetensors").step for name in ("last", "previous", "best")}
     assert steps == {"last": 3, "previous": 2, "best": 1}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "last.safetensors", "previous.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "previous.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "pickle", "foreign"])
@@ -63,7 +67,9 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
 def test_a_kill_between_the_renames_loses_nothing(tmp_path):
     checkpoints.save(tmp_path, _checkpoint(1, 1))
     checkpoints.save(tmp_path, _checkpoint(2, 2))
-    os.replace(tmp_path / "last.safetensors", tmp_path / "next.safetensors")  # as if killed after `last` became previous
+    os.replace(
+        tmp_path / "last.safetensors", tmp_path / "next.safetensors"
+    )  # as if killed after `last` became previous
     loaded, _ = checkpoints.load_newest(tmp_path)
     assert loaded.step == 2
 
@@ -82,10 +88,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(DiskFullError, match="MB of disk are free"), atomic(path) as temporary:
-        temporary.write_text("new")
-        monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match="MB of disk are free"):
+        write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -106,7 +106,7 @@ def test_moving_average_is_what_is_exported(images, tmp_path):
 
 def test_an_existing_run_or_folder_is_not_overwritten(images, tmp_path):
     mw.pretrain("toy-mae", data=images, run=tmp_path / "run", max_steps=1, **FAST)
-    with pytest.raises(ConfigError, match="already holds a run.*maskwright resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*maskwright resume"):
         mw.pretrain("toy-mae", data=images, run=tmp_path / "run", max_steps=1, **FAST)
     with pytest.raises(ConfigError, match="is not empty"):
         mw.pretrain("toy-mae", data=images, run=images, max_steps=1, **FAST)
@@ -114,9 +114,8 @@ def test_an_existing_run_or_folder_is_not_overwritten(images, tmp_path):
 
 def test_two_processes_cannot_share_a_run(tmp_path):
     run = Run.create(tmp_path / "run")
-    with locked(run):
-        with pytest.raises(ConfigError, match="is in use by process"), locked(run):
-            pass
+    with locked(run), pytest.raises(ConfigError, match="is in use by process"), locked(run):
+        pass
     (run.path / "run.lock").write_text(json.dumps({"pid": 2**22 + 1, "born": 0}))
     with locked(run):  # the lock of a dead process is taken over
         assert (run.path / "run.lock").exists()
@@ -171,7 +170,7 @@ def test_a_nan_step_may_be_left_out(images, tmp_path):
 
 
 def test_max_time_checkpoints_and_can_be_resumed(images, tmp_path):
-    with pytest.raises(Interrupted, match="max_time=0s is over after step 1 of 6.*maskwright resume") as stopped:
+    with pytest.raises(Interrupted, match=r"max_time=0s is over after step 1 of 6.*maskwright resume") as stopped:
         mw.pretrain("toy-mae", data=images, run=tmp_path / "run", epochs=2, max_time="0s", **FAST)
     assert stopped.value.exit_code == 0
     run = Run.open(tmp_path / "run")
