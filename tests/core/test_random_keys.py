@@ -117,3 +117,14 @@ def test_normal_moments():
     assert abs(values.var() - 1) < 4 * (2 / 5e5) ** 0.5
     assert abs((values**4).mean() - 3) < 4 * (96 / 5e5) ** 0.5
     assert values.abs().max() < 5.7  # 24 bits reach 5.5 standard deviations
+
+
+@pytest.mark.slow  # compiles C++
+@pytest.mark.parametrize("count", [5, 100, 196])
+def test_compiled_numbers_are_the_same(count):
+    keys = sample_keys(torch.Generator().manual_seed(0), 4)
+    compiled = torch.compile(lambda k: (uniform(k, count), fold(k, 3)))
+    for _ in range(3):
+        numbers, folded = compiled(keys)
+        assert torch.equal(numbers, uniform(keys, count))
+        assert torch.equal(folded, fold(keys, 3))

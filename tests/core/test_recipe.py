@@ -97,6 +97,28 @@ def test_a_recipe_file_of_a_users(images, tmp_path):
         make_recipe(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("masking: 3", "masking=3: must hold options"),
+        ("masking: {name: 4}", "masking.name=4: must be a name"),
+        ("method: {name: [1]}", r"method.name=\[1\]: must be a name"),
+        ("method: {name: toy-mae, preset: 3}", "method.preset=3: must be a name"),
+        ("masking: {ratio: .nan}", "masking.ratio=nan: Input should be a finite number"),
+        ("trainer: {lr: .inf}", "trainer.lr=inf: Input should be a finite number"),
+        ("trainer: {betas: [0.9, 3]}", "trainer.betas.1=3: Input should be less than 1"),
+        ("trainer: null", "trainer=None: must hold options"),
+        ("1: 2", "Keys should be strings"),
+    ],
+)
+def test_what_makes_no_sense_in_a_recipe_file_is_one_sentence(images, tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    method = "" if text.startswith("method") else "method: toy-mae\n"
+    path.write_text(f"{method}data: {{path: {images}}}\n{text}\n")
+    with pytest.raises(ConfigError, match=message):
+        make_recipe(path)
+
+
 def test_settings():
     assert parse_settings(["a.b=1", "a.c=[1, 2]", "d=x", "a.lr=1e-4", "a.n=null"]) == {
         "a": {"b": 1, "c": [1, 2], "lr": 1e-4, "n": None},

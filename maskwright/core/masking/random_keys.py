@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_INVERSE = -0xE217C1E66C88CC3  # 0xF1DE83E19937733D, with _INVERSE * _GOLDEN = 1 modulo 2**64
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 
@@ -42,8 +43,10 @@ def fold(keys: Tensor, stream: int) -> Tensor:
 def uniform(keys: Tensor, *shape: int) -> Tensor:
     """Uniform numbers in [0, 1) with 24 random bits: (B, *shape) float32."""
     count = math.prod(shape)
-    counter = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
-    bits = _shift_right(_mix(keys[:, None] + counter), 40)
+    counter = torch.arange(1, count + 1, device=keys.device)
+    # key + counter * golden, factored: torch.compile would make that product a loop index in C++, where it may not wrap
+    state = ((keys * _INVERSE)[:, None] + counter) * _GOLDEN
+    bits = _shift_right(_mix(state), 40)
     return (bits.to(torch.float32) * 2.0**-24).view(len(keys), *shape)
 
 

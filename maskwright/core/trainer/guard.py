@@ -82,18 +82,16 @@ def bad_file_problem(
         samples: samples of the data, unreadable ones included.
         table: where all are listed.
     """
+    reason = (last.reason if last.path in last.reason else f"{last.path}: {last.reason}").rstrip(".")
     if settings.on_bad_file == "raise":
-        return (
-            f"{last.reason.rstrip('.')}. Training stops because trainer.on_bad_file=raise; with skip it goes on "
-            f"without such files."
-        )
+        return f"{reason}. Training stops because trainer.on_bad_file=raise; with skip it goes on without such files."
     if len(bad) <= max(settings.max_bad_fraction * samples, 1):
         return None
     shown = ", ".join(sorted(bad)[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
     return (
         f"{len(bad)} files of {samples} samples could not be used, more than "
         f"trainer.max_bad_fraction={settings.max_bad_fraction} allows: {shown}. The last, because: "
-        f"{last.reason.rstrip('.')}." + (f" All of them: {table}" if table else " See them with `maskwright inspect`.")
+        f"{reason}." + (f" All of them: {table}" if table else " See them with `maskwright inspect`.")
     )
 
 

@@ -14,7 +14,7 @@ from maskwright.core.encoder.teacher import EMATeacher
 from maskwright.core.errors import ConfigError, TrainingStopped
 from maskwright.core.loader import Loader
 from maskwright.core.recipe import TrainerSection
-from maskwright.core.sample import BadFile, Batch
+from maskwright.core.sample import Batch
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.data import FORWARD, KEYS, Plan, derive_seed, make_dataloader
 from maskwright.core.trainer.guard import bad_file_problem, stop_for, write_diagnosis
