@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # what GDAL's own errors are; rasterio.errors has no public base for them
-from rasterio.enums import MaskFlags, Resampling
+from rasterio.enums import Interleaving, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
@@ -40,7 +40,6 @@ _ENVIRONMENT = {
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_CACHEMAX": 256,
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".nothing",
-    "GDAL_MAX_DATASET_POOL_SIZE": 64,
 }
 
 Box = tuple[int, int, int, int]
@@ -207,7 +206,7 @@ def _check_types(path: str, types: tuple[str, ...]) -> None:
 def _check_blocks(header: Header, dataset: DatasetReader) -> None:
     """A block is decoded whole, however small the window; and the last one must lie within the file."""
     rows, columns = header.block
-    shared = header.count if header.driver != "GTiff" or _pixel_interleaved(dataset) else 1
+    shared = header.count if header.driver != "GTiff" or dataset.interleaving is Interleaving.pixel else 1
     size = rows * columns * shared * np.dtype(header.dtype).itemsize
     if size > max_read_bytes():
         raise DataError(
@@ -229,10 +228,6 @@ def _check_blocks(header: Header, dataset: DatasetReader) -> None:
                 f"is cut short or damaged: its last block ends at byte {offset + length}, the file at {actual}",
                 mend="Fetch it again",
             )
-
-
-def _pixel_interleaved(dataset: DatasetReader) -> bool:
-    return dataset.interleaving is not None and dataset.interleaving.name == "pixel"
 
 
 def read_bands(path: str, numbers: list[int], window: Window, shape: tuple[int, int]) -> np.ndarray:

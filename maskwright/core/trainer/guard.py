@@ -90,7 +90,7 @@ def bad_file_problem(
     shown = ", ".join(sorted(bad)[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
     return (
         f"{len(bad)} files of {samples} samples could not be used, more than "
-        f"trainer.max_bad_fraction={settings.max_bad_fraction} allows: {shown}. The last, because: "
+        f"trainer.max_bad_fraction={settings.max_bad_fraction} allows (raise it to go on without them): {shown}. The last, because: "
         f"{reason}." + (f" All of them: {table}" if table else " See them with `maskwright inspect`.")
     )
 
