@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GTIFF_IGNORE_READ_ERRORS": "NO",
     "GDAL_PAM_ENABLED": "NO",
-    "GDAL_CACHEMAX": 256,
+    "GDAL_CACHEMAX": 256 * 2**20,  # bytes: rasterio hands the number on, so 256 would be no cache at all
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".nothing",
 }
 

@@ -114,3 +114,14 @@ def test_transform_of_a_resampled_window():
     moved = Affine(*window_transform(header(400, 400), (100, 50, 60, 60), (120, 120)))
     assert moved * (0, 0) == (5e5 + 500, 5e6 - 1000)
     assert moved * (120, 120) == (5e5 + 1100, 5e6 - 1600)
+
+
+def test_gdal_keeps_decoded_blocks_between_windows():
+    """Its cache is set in bytes; a number meant as megabytes leaves it empty and every window decodes anew."""
+    import rasterio
+    from rasterio.env import get_gdal_config
+
+    from maskwright.remote_sensing import raster
+
+    with rasterio.Env(**raster._ENVIRONMENT):
+        assert get_gdal_config("GDAL_CACHEMAX") >= 64 * 2**20
