@@ -41,8 +41,8 @@ SETTINGS = [
 PATCH = 8
 
 NOTES = [
-    "What this demo does not show: a model of use. It trains a CROMA of 2 million weights for a minute on three tiles "
-    "and four patches; the published one has 199 million and saw a million places.",
+    "What this demo does not show: a model of use. It trains a CROMA of 2 million weights for less than a minute on "
+    "three tiles; the published one has 199 million and saw a million image pairs.",
     "Scores are of one held-out tile: its four quadrants take turns as the test area, with a moat of one token around "
     "it. They say nothing about other places, and the interval covers seeds and quadrants of this tile alone.",
     "The land cover raster is a product with errors of its own, not a field survey.",
