@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ class RasterLoader(Loader):
         self._options = {name: value for name, value in options.items() if name not in ("self", "path", "__class__")}
         self._statistics: dict[str, Statistics] | None = None
 
+    @abstractmethod
     def _raw(self, index: int, generator: torch.Generator | None) -> tuple[dict[str, np.ndarray], Meta]:
-        raise NotImplementedError  # abstract, see the two loaders
+        """One window as {name: (C, h, w)} float32, NaN where there is no data."""
 
+    @abstractmethod
     def _files(self) -> list[str]:
-        raise NotImplementedError  # abstract, see the two loaders
+        """All files that samples are read from."""
 
     def __len__(self) -> int:
         return len(self.windows)

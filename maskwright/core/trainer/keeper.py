@@ -77,7 +77,6 @@ class Keeper(L.Callback):
         self.signals.start()
         self.started = self.saved_at = self.logged_at = time.monotonic()
         self.logged_samples = 0
-        self.logged_step = module.step
         settings = module.settings
         self.deadline = self.started + seconds_of(settings.max_time) if settings.max_time else None
         self.best = float(module.restored.state.get("best", "inf")) if module.restored else float("inf")
