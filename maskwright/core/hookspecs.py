@@ -62,12 +62,12 @@ def register_loaders() -> list[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def register_tasks() -> list[Component]:  # type: ignore[empty-body]
-    """What is predicted downstream. Targets: callables documented by their domain. Since 0.1."""
+    """What is predicted downstream. Targets: subclasses of `maskwright.core.evaluation.task.Task`. Since 0.1."""
 
 
 @hookspec
 def register_protocols() -> list[Component]:  # type: ignore[empty-body]
-    """How an encoder is judged. Targets: functions like those of `maskwright.core.evaluation.probes`. Since 0.1."""
+    """How features are judged. Targets: subclasses of `maskwright.core.evaluation.protocol.Protocol`. Since 0.1."""
 
 
 @hookspec

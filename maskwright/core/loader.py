@@ -9,9 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from maskwright.core.errors import ConfigError
 from maskwright.core.sample import BadFile, InputSpec, Sample
+
+RAW_VALUES = 4096
+"""Longest vector of raw values that serves as a baseline."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,38 @@ class Loader(ABC):
     def bytes_per_sample(self) -> int:
         """Bytes of one sample in memory; used for the forecast of a run."""
         return sum(t.numel() * t.element_size() for t in self.read(0).tensors.values())
+
+    def read_labels(self, path: Path, sample: Sample) -> np.ndarray:
+        """Codes of a label raster or volume on the grid of a sample: integers of the sample's spatial shape.
+
+        Args:
+            path: a file, or a folder that holds one of the sample's name.
+
+        Raises:
+            DataError: there is none for this sample. ConfigError: this loader knows no label rasters.
+        """
+        raise ConfigError(
+            f"The loader {type(self).__name__} reads no label rasters. Give labels as folder, or FILE.csv:COLUMN."
+        )
+
+    def legend(self, path: Path) -> dict[int, tuple[str, tuple[int, int, int]]]:
+        """Names and colours (RGB) of the codes of a label raster, as far as the file itself tells."""
+        return {}
+
+    def simple_features(self, sample: Sample) -> dict[str, Tensor]:
+        """Features that need no network, (D,) each, which pre-training must beat to be worth its while.
+
+        A domain says here what suits it; this is the mean, deviation and deciles of each channel, and the raw values
+        averaged down to at most `RAW_VALUES`.
+        """
+        summary, raw = [], []
+        for tensor in sample.tensors.values():
+            values = tensor.float().flatten(1)
+            levels = torch.linspace(0.1, 0.9, 9, device=values.device)
+            summary += [values.mean(1), values.std(1, correction=0), values.quantile(levels, dim=1).flatten()]
+            room = max(1, RAW_VALUES // (len(sample.tensors) * len(values)))
+            raw.append(F.adaptive_avg_pool1d(values, room) if values.shape[1] > room else values)
+        return {
+            "channel statistics": torch.cat(summary),
+            "raw values": torch.cat([values.flatten() for values in raw]),
+        }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from maskwright.core.hookspecs import Component, hookimpl
 
 _STRATEGIES = "maskwright.core.masking.strategies"
+_TASK = "maskwright.core.evaluation.task"
 _OBJECTIVE = "maskwright.core.objective"
 
 
@@ -50,4 +51,15 @@ def register_objectives() -> list[Component]:
         Component("soft-cross-entropy", f"{_OBJECTIVE}:soft_cross_entropy", "Match a teacher's softmax.", "DINO, 2021"),
         Component("token-regression", f"{_OBJECTIVE}:token_regression", "Regress teacher features.", "data2vec, 2022"),
         Component("pairwise-ranking", f"{_OBJECTIVE}:pairwise_ranking", "Learn an order of tokens.", "HPM, 2023"),
+    ]
+
+
+@hookimpl
+def register_tasks() -> list[Component]:
+    return [
+        Component("classification", f"{_TASK}:Classification", "One class a sample."),
+        Component("multilabel", f"{_TASK}:MultiLabel", "Any number of classes a sample."),
+        Component("regression", f"{_TASK}:Regression", "One or more numbers a sample."),
+        Component("segmentation", f"{_TASK}:Segmentation", "A class for each pixel, from label rasters."),
+        Component("retrieval", f"{_TASK}:Retrieval", "Samples of the same class are found by their embeddings."),
     ]

@@ -13,9 +13,29 @@ import torch
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.loader import Loader, Statistics
 from maskwright.core.sample import BadFile, Meta, Sample
-from maskwright.remote_sensing.raster import SUFFIXES, Header
+from maskwright.remote_sensing.raster import SUFFIXES, Header, read_classes_onto, read_colours
 from maskwright.remote_sensing.statistics import cached, compute, fingerprint
 from maskwright.remote_sensing.windows import Windows
+
+
+def _is_raster(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in SUFFIXES
+
+
+def label_file(path: Path, group: str, source: str) -> Path:
+    """The label raster of an image: the file itself, or the one in a folder that is named like the image or its file.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_file():
+        return path
+    for name in dict.fromkeys((group, Path(source).stem)):
+        for suffix in SUFFIXES:
+            for file in (path / f"{name}{suffix}", path / f"{name}{suffix.upper()}"):
+                if file.is_file():
+                    return file
+    raise DataError(path, f'holds no label raster for "{group}"', f"{group}.tif, named like the image")
 
 
 class RasterLoader(Loader):
@@ -78,6 +98,17 @@ class RasterLoader(Loader):
     def bytes_per_sample(self) -> int:
         _, (_, _, height, width) = self.windows[0]
         return sum(4 * height * width * (spec.channel_count or 1) for spec in self.spec.values())
+
+    def read_labels(self, path: Path, sample: Sample) -> np.ndarray:
+        meta = sample.meta
+        height, width = next(iter(sample.tensors.values())).shape[-2:]
+        return read_classes_onto(
+            str(label_file(path, meta.group, meta.source)), meta.crs, meta.transform, (height, width), meta.window
+        )
+
+    def legend(self, path: Path) -> dict[int, tuple[str, tuple[int, int, int]]]:
+        first = path if path.is_file() else next((file for file in sorted(path.rglob("*")) if _is_raster(file)), None)
+        return {code: (str(code), colour) for code, colour in read_colours(str(first)).items()} if first else {}
 
     def _refuse_empty(self, what: str) -> None:
         if not len(self):

@@ -52,6 +52,15 @@ def register_loaders() -> list[Component]:
 
 
 @hookimpl
+def register_tasks() -> list[Component]:
+    return [
+        _component(
+            "land-cover", f"{_PACKAGE}.tasks:LandCover", "Land cover of each pixel: water, trees, crops, built area ..."
+        )
+    ]
+
+
+@hookimpl
 def register_demos() -> list[Component]:
     return [
         _component("remote-sensing", f"{_PACKAGE}.demo:run", "CROMA on real Sentinel-1/2 tiles, in about two minutes.")

@@ -297,3 +297,48 @@ def read_classes(path: str | Path) -> np.ndarray:
         )
     with _dataset(str(path)) as dataset:
         return dataset.read(1)
+
+
+def read_classes_onto(
+    path: str, crs: str | None, transform: tuple | None, shape: tuple[int, int], window: Box | None
+) -> np.ndarray:
+    """Class codes on a given grid, of the nearest pixel: (h, w) int64, -1 where there are none.
+
+    Args:
+        crs, transform, shape: the grid. Where grid or file has no georeference, `window` of the file is read.
+
+    Raises:
+        DataError: no single band of integers, or a window of another shape.
+    """
+    header = read_header(path)
+    if header.count != 1 or not np.issubdtype(np.dtype(header.dtype), np.integer):
+        raise DataError(path, f"holds {header.count} bands of {header.dtype}", "one band of integer class codes")
+    height, width = shape
+    with _dataset(path) as dataset:
+        if crs is None or header.crs is None or transform is None:
+            row, column, rows, columns = window or (0, 0, height, width)
+            if row + rows > header.height or column + columns > header.width:
+                raise DataError(
+                    path,
+                    f"has {header.height} x {header.width} pixels and no georeference",
+                    f"window {(row, column, rows, columns)} of the image it belongs to",
+                )
+            read = {"window": Window(column, row, columns, rows), "out_shape": shape, "resampling": Resampling.nearest}
+            codes = dataset.read(1, **read).astype(np.int64)
+            if dataset.nodata is not None:
+                codes[codes == dataset.nodata] = -1
+            return codes
+        grid = {"crs": crs, "transform": Affine(*transform), "width": width, "height": height}
+        # codes above int32 do not occur; -1 marks what lies outside and what the file calls no data
+        with WarpedVRT(dataset, resampling=Resampling.nearest, dtype="int32", nodata=-1, **grid) as warped:
+            return warped.read(1).astype(np.int64)
+
+
+def read_colours(path: str) -> dict[int, tuple[int, int, int]]:
+    """RGB of each code, where the file has a colour table; without those that are all black."""
+    with _dataset(path) as dataset:
+        try:
+            table = dataset.colormap(1)
+        except ValueError:
+            return {}
+    return {code: colour[:3] for code, colour in table.items() if any(colour[:3])}

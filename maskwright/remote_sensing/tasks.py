@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 
 from maskwright.core.errors import DataError
+from maskwright.core.evaluation.task import Segmentation, Targets
+from maskwright.core.loader import Loader
 
 LAND_COVER: dict[int, tuple[str, tuple[int, int, int]]] = {
     1: ("water", (65, 155, 223)),
@@ -20,6 +23,22 @@ LAND_COVER: dict[int, tuple[str, tuple[int, int, int]]] = {
     9: ("rangeland", (227, 226, 195)),
 }
 """Codes of the shipped land cover rasters: name and colour (RGB)."""
+
+
+class LandCover(Segmentation):
+    """Land cover of each pixel, from rasters with the codes of the shipped tiles.
+
+    Args:
+        labels: a land cover raster, or a folder of them named like the images.
+        ignore: codes that mean "no label".
+    """
+
+    def __init__(self, labels: str, ignore: list[int] | None = None) -> None:
+        super().__init__(labels, {code: name for code, (name, _) in LAND_COVER.items()}, ignore)
+
+    def targets(self, loader: Loader) -> Targets:
+        found = super().targets(loader)
+        return replace(found, colours=tuple(LAND_COVER[code][1] for code in found.codes))
 
 
 def token_labels(classes: np.ndarray, patch_size: int) -> np.ndarray:

@@ -92,11 +92,11 @@ def test_normalise_changes_whole_words_only():
 
 
 def test_aliases_are_found_and_not_listed(folder):
-    code = '@hookimpl\ndef register_tasks():\n    return [Component("a", "m:T", "x", aliases=("b", "c_d"))]\n'
+    code = '@hookimpl\ndef register_providers():\n    return [Component("a", "m:T", "x", aliases=("b", "c_d"))]\n'
     write_distribution(folder, "aliased", HEAD + code)
     host = Host()
-    assert host.component("task", "b") is host.component("task", "c-d") is host.component("task", "a")
-    assert list(host.components("task")) == ["a"]
+    assert host.component("provider", "b") is host.component("provider", "c-d") is host.component("provider", "a")
+    assert list(host.components("provider")) == ["a"]
 
 
 def test_unknown_names_suggest_the_nearest():

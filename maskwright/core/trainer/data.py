@@ -97,15 +97,19 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 class SampleReader(Dataset[Sample | BadFile]):
-    """Reads (epoch, index); what cannot be read comes back as `BadFile`, never as another sample."""
+    """Reads (epoch, index); what cannot be read comes back as `BadFile`, never as another sample.
+
+    An epoch of None reads without anything random, as evaluation does.
+    """
 
     def __init__(self, loader: Loader, seed: int) -> None:
         self.loader, self.seed = loader, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | BadFile:
+    def __getitem__(self, key: tuple[int | None, int]) -> Sample | BadFile:
         epoch, index = key
+        generator = None if epoch is None else generator_for(self.seed, READ, epoch, index)
         try:
-            sample = self.loader.read(index, generator_for(self.seed, READ, epoch, index))
+            sample = self.loader.read(index, generator)
         except DataError as error:
             return BadFile(error.path, str(error))
         for name, tensor in sample.tensors.items():
@@ -147,3 +151,29 @@ def make_dataloader(
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
     )
+
+
+def read_batches(
+    loader: Loader, batch_size: int = 64, indices: Sequence[int] | None = None, workers: int = 0
+) -> Iterator[Batch]:
+    """Samples in order, read without anything random; `Batch.metas[i].index` says which each is.
+
+    Args:
+        indices: which samples to read; all without it.
+
+    Raises:
+        ConfigError: samples of one batch differ in shape.
+    """
+    wanted = range(len(loader)) if indices is None else indices
+    keys = [[(None, i) for i in wanted[at : at + batch_size]] for at in range(0, len(wanted), batch_size)]
+    batches = DataLoader(
+        SampleReader(loader, 0),
+        batch_sampler=keys,
+        collate_fn=collate_or_error,
+        num_workers=workers,
+        worker_init_fn=_quiet_worker if workers else None,
+    )
+    for batch in batches:
+        if isinstance(batch, ConfigError):
+            raise batch
+        yield batch
