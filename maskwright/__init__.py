@@ -28,21 +28,26 @@ _WHERE = {
     "Recipe": "maskwright.core.recipe",
     "Run": "maskwright.core.trainer.run",
     "Sample": "maskwright.core.sample",
+    "compare": "maskwright.core.evaluation.compare",
     "collate": "maskwright.core.sample",
     "component": "maskwright.core.api",
+    "evaluate": "maskwright.core.evaluation.evaluate",
     "dry_run": "maskwright.core.trainer.forecast",
     "make_recipe": "maskwright.core.recipe",
     "load": "maskwright.core.api",
     "open_data": "maskwright.core.api",
     "plugins": "maskwright.core.api",
+    "report": "maskwright.core.api",
     "pretrain": "maskwright.core.trainer.pretrain",
     "resume": "maskwright.core.trainer.pretrain",
     "sample_keys": "maskwright.core.masking",
 }
 
 if TYPE_CHECKING:
-    from maskwright.core.api import component, load, open_data, plugins
+    from maskwright.core.api import component, load, open_data, plugins, report
     from maskwright.core.encoder import Encoder
+    from maskwright.core.evaluation.compare import compare
+    from maskwright.core.evaluation.evaluate import evaluate
     from maskwright.core.loader import Loader
     from maskwright.core.masking import Grid, Mask, Masking, sample_keys
     from maskwright.core.recipe import Recipe, make_recipe

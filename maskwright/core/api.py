@@ -47,3 +47,15 @@ def load(run: Run | str | Path) -> Encoder:
     from maskwright.core.trainer.run import Run
 
     return (run if isinstance(run, Run) else Run.open(run)).load_encoder()
+
+
+def report(run: Run | str | Path) -> Path:
+    """Write a run's report anew, with the evaluations that were added since. Returns its path.
+
+    Raises:
+        DataError: no run is there.
+    """
+    from maskwright.core.evaluation.report import write_report
+    from maskwright.core.trainer.run import Run
+
+    return write_report(run if isinstance(run, Run) else Run.open(run))

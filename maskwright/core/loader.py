@@ -15,7 +15,7 @@ from torch import Tensor
 from maskwright.core.errors import ConfigError
 from maskwright.core.sample import BadFile, InputSpec, Sample
 
-RAW_VALUES = 4096
+RAW_VALUES = 1024
 """Longest vector of raw values that serves as a baseline."""
 
 
@@ -103,16 +103,24 @@ class Loader(ABC):
         """Names and colours (RGB) of the codes of a label raster, as far as the file itself tells."""
         return {}
 
-    def simple_features(self, sample: Sample) -> dict[str, Tensor]:
-        """Features that need no network, (D,) each, which pre-training must beat to be worth its while.
+    def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+        """Features that need no network, which pre-training must beat to be worth its while.
 
-        A domain says here what suits it; this is the mean, deviation and deciles of each channel, and the raw values
+        A domain says here what suits it; this is the mean, deviation and deciles of each channel, and the raw values,
         averaged down to at most `RAW_VALUES`.
+
+        Args:
+            cells: layout of tokens, to describe each cell of it rather than the whole sample.
+
+        Returns:
+            (D,) each, or (N, D) for N cells in raster order.
         """
+        if cells is not None:
+            return _cell_features(sample, cells)
         summary, raw = [], []
+        levels = torch.linspace(0.1, 0.9, 9)
         for tensor in sample.tensors.values():
             values = tensor.float().flatten(1)
-            levels = torch.linspace(0.1, 0.9, 9, device=values.device)
             summary += [values.mean(1), values.std(1, correction=0), values.quantile(levels, dim=1).flatten()]
             room = max(1, RAW_VALUES // (len(sample.tensors) * len(values)))
             raw.append(F.adaptive_avg_pool1d(values, room) if values.shape[1] > room else values)
@@ -120,3 +128,28 @@ class Loader(ABC):
             "channel statistics": torch.cat(summary),
             "raw values": torch.cat([values.flatten() for values in raw]),
         }
+
+
+def _cell_features(sample: Sample, cells: tuple[int, ...]) -> dict[str, Tensor]:
+    """Mean and deviation of each channel in each cell, and the raw values where the cells divide the sample evenly."""
+    pool: Any = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(cells)]
+    summary: list[Tensor] = []
+    raw: list[Tensor] | None = []
+    for tensor in sample.tensors.values():
+        x = tensor.float()[None]
+        shift = x.flatten(2).mean(2).reshape(1, -1, *[1] * len(cells))
+        mean = pool(x - shift, cells)
+        variance = pool((x - shift) ** 2, cells) - mean**2
+        summary += [(mean + shift)[0].flatten(1), variance.clamp_min(0).sqrt()[0].flatten(1)]
+        size = x.shape[2:]
+        if raw is not None and len(size) == len(cells) and all(s % c == 0 for s, c in zip(size, cells, strict=True)):
+            split = [value for s, c in zip(size, cells, strict=True) for value in (c, s // c)]
+            axes = range(len(cells))
+            order = [1 + 2 * axis for axis in axes] + [0] + [2 + 2 * axis for axis in axes]
+            raw.append(x[0].reshape(len(x[0]), *split).permute(order).flatten(len(cells)).flatten(0, len(cells) - 1))
+        else:
+            raw = None
+    features = {"channel statistics": torch.cat(summary).T.contiguous()}
+    if raw is not None:
+        features["raw values"] = torch.cat(raw, dim=1)
+    return features

@@ -6,6 +6,7 @@ from maskwright.core.hookspecs import Component, hookimpl
 
 _STRATEGIES = "maskwright.core.masking.strategies"
 _TASK = "maskwright.core.evaluation.task"
+_PROTOCOL = "maskwright.core.evaluation.protocol"
 _OBJECTIVE = "maskwright.core.objective"
 
 
@@ -62,4 +63,19 @@ def register_tasks() -> list[Component]:
         Component("regression", f"{_TASK}:Regression", "One or more numbers a sample."),
         Component("segmentation", f"{_TASK}:Segmentation", "A class for each pixel, from label rasters."),
         Component("retrieval", f"{_TASK}:Retrieval", "Samples of the same class are found by their embeddings."),
+    ]
+
+
+@hookimpl
+def register_protocols() -> list[Component]:
+    return [
+        Component("knn", f"{_PROTOCOL}:Neighbours", "Vote of the nearest training features.", "after DINO, 2021"),
+        Component("linear", f"{_PROTOCOL}:Linear", "Logistic or ridge regression on frozen features."),
+        Component(
+            "mae-linear", f"{_PROTOCOL}:BatchNormLinear", "Linear probe with BatchNorm and LARS.", "MAE, 2022, A.1"
+        ),
+        Component("attentive", f"{_PROTOCOL}:Attentive", "One learned query over all tokens.", "after I-JEPA, 2023"),
+        Component("finetune", f"{_PROTOCOL}:FineTune", "All weights are trained on the labels.", "MAE, 2022, A.1"),
+        Component("kmeans", f"{_PROTOCOL}:Clusters", "Clusters without labels, named by the training labels."),
+        Component("few-shot", f"{_PROTOCOL}:FewShot", "Nearest class mean of a few examples.", "after ProtoNet, 2017"),
     ]

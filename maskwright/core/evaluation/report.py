@@ -6,8 +6,7 @@ import base64
 import csv
 import io
 import json
-import os
-from importlib import resources
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from maskwright.core.evaluation.scores import Score, ScoreTable, Verdict
+from maskwright.core.trainer.files import write_text
 
 if TYPE_CHECKING:
     from maskwright.core.trainer.run import Run
@@ -25,7 +25,7 @@ MAX_BAD_ROWS = 50
 _NOT_CURVES = {"step", "epoch", "seconds"}
 
 
-def _data_url(png: bytes) -> str:
+def data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
@@ -66,11 +66,44 @@ def draw_curves(metrics: list[dict[str, Any]]) -> bytes | None:
     return buffer.getvalue()
 
 
-def score_rows(scores: ScoreTable) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Columns (protocol and metric) and rows (features and cells) of a score table."""
-    columns = list(dict.fromkeys((row.protocol, row.metric) for row in scores.rows))
+def render(template: str, **content: Any) -> str:
+    """One HTML page that needs no other file."""
+    pages = jinja2.PackageLoader("maskwright.core.evaluation", "pages")
+    environment = jinja2.Environment(loader=pages, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(template).render(**content)
+
+
+def evaluations_of(run: Run) -> list[Path]:
+    """Folders of the evaluations that a run holds, by name."""
+    return sorted(path.parent for path in (run.path / "evaluations").glob("*/scores.json"))
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    scores = read_scores(folder / "scores.json")
+    assert scores is not None
+    columns, table = score_rows(scores)
+    facts = json.loads((folder / "scores.json").read_text())
+    return {
+        "name": folder.name,
+        "link": f"evaluations/{folder.name}/report.html",
+        "headline": facts.get("headline", ""),
+        "title": scores.title,
+        "columns": columns,
+        "table": table,
+    }
+
+
+def score_rows(scores: ScoreTable, fraction: float | None = None) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Columns (protocol and metric) and rows (features and cells) of a score table.
+
+    Args:
+        fraction: share of the labels; the largest without it.
+    """
+    share = max((row.fraction for row in scores.rows), default=1.0) if fraction is None else fraction
+    rows = [row for row in scores.rows if row.fraction == share]
+    columns = list(dict.fromkeys((row.protocol, row.metric) for row in rows))
     by_features: dict[str, dict[tuple[str, str], Score]] = {}
-    for row in scores.rows:
+    for row in rows:
         by_features.setdefault(row.features, {})[row.protocol, row.metric] = row
     table = [(name, [str(cells[c]) if c in cells else "" for c in columns]) for name, cells in by_features.items()]
     return [f"{protocol}, {metric}" for protocol, metric in columns], table
@@ -81,9 +114,8 @@ def read_scores(path: Path) -> ScoreTable | None:
     if not path.is_file():
         return None
     stored = json.loads(path.read_text())
-    rows = [Score(r["features"], r["protocol"], r["metric"], r["values"]) for r in stored["rows"]]
-    fields = ("baseline", "protocol", "metric", "difference", "low", "high")
-    verdicts = [Verdict(**{name: v[name] for name in fields}) for v in stored["verdicts"]]
+    rows = [Score(**{f.name: r[f.name] for f in fields(Score) if f.name in r}) for r in stored["rows"]]
+    verdicts = [Verdict(**{f.name: v[f.name] for f in fields(Verdict) if f.name in v}) for v in stored["verdicts"]]
     return ScoreTable(stored["title"], rows, verdicts, stored["notes"])
 
 
@@ -109,7 +141,7 @@ def write_report(
     """
     stored = run.path / "scores.json"
     if scores is not None:
-        stored.write_text(json.dumps(scores.as_dict(), indent=1))
+        write_text(stored, json.dumps(scores.as_dict(), indent=1))
     scores = scores or read_scores(stored)
     metrics = run.metrics()
     curves = draw_curves(metrics)
@@ -117,25 +149,23 @@ def write_report(
     bad = list(csv.DictReader(bad_path.open())) if bad_path.is_file() else []
     columns, table = score_rows(scores) if scores else ([], [])
     environment = run.environment()
-    template = resources.files("maskwright.core.evaluation").joinpath("report.html").read_text()
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
-    html = page.render(
+    html = render(
+        "run.html",
         title=f"Run {run.path.name}",
         subtitle=f"maskwright {environment.get('maskwright', '')}, {environment.get('created', '')}",
         scores=scores,
+        evaluations=[_summary(folder) for folder in evaluations_of(run)],
         columns=columns,
         table=table,
         training=_training_summary(metrics),
-        curves=_data_url(curves) if curves else None,
-        pictures=[(p.stem, _data_url(p.read_bytes())) for p in sorted((run.path / "previews").glob("*.png"))],
-        figures=[(name, caption, _data_url(path.read_bytes())) for name, caption, path in figures or []],
+        curves=data_url(curves) if curves else None,
+        pictures=[(p.stem, data_url(p.read_bytes())) for p in sorted((run.path / "previews").glob("*.png"))],
+        figures=[(name, caption, data_url(path.read_bytes())) for name, caption, path in figures or []],
         bad_files=bad[:MAX_BAD_ROWS],
         more_bad=max(0, len(bad) - MAX_BAD_ROWS),
         recipe=(run.path / "recipe.yaml").read_text(),
         environment=json.dumps(environment, indent=1),
     )
     out = run.path / "report.html"
-    temporary = out.with_suffix(".tmp")
-    temporary.write_text(html)
-    os.replace(temporary, out)
+    write_text(out, html)
     return out

@@ -18,12 +18,14 @@ class Score:
         protocol: how ("linear probe").
         metric: what was measured ("accuracy").
         values: one value a seed; a single one where nothing is random.
+        fraction: share of the training labels that was used.
     """
 
     features: str
     protocol: str
     metric: str
     values: list[float]
+    fraction: float = 1.0
 
     @property
     def mean(self) -> float:
@@ -50,18 +52,24 @@ class Verdict:
     difference: float
     low: float
     high: float
+    fraction: float = 1.0
+    worth: float = 0.0
+    """Smallest difference that is worth having: a gain that is surely below it counts as none."""
 
     @property
     def words(self) -> str:
         if self.low > 0:
             return "helped"
         if self.high < 0:
-            return "did worse"
+            return "did not help, it did worse"
+        if self.high < self.worth:
+            return "did not help"
         return "cannot tell with this much data"
 
     def __str__(self) -> str:
+        share = "" if self.fraction == 1 else f" with {self.fraction:.3g} of the labels"
         return (
-            f"Against {self.baseline} ({self.protocol}, {self.metric}): {self.words} "
+            f"Against {self.baseline} ({self.protocol}, {self.metric}){share}: {self.words} "
             f"({self.difference:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f})."
         )
 

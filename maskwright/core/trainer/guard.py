@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -103,3 +104,14 @@ def effective_rank(pooled: Tensor) -> float:
     values = torch.linalg.svdvals((pooled - pooled.mean(0)).float())
     share = values / values.sum().clamp_min(1e-12)
     return torch.exp(-(share * share.clamp_min(1e-12).log()).sum()).item()
+
+
+def uniformity(features: Tensor, limit: int = 2000) -> float:
+    """Log of the mean Gaussian kernel of pairs of normalised features (N, D): 0 for a collapse, about -4 for none.
+
+    Source: Wang and Isola, 2020, section 4.1.2, with t = 2.
+    """
+    x = F.normalize(features[:limit].float(), dim=1)
+    squared = (2 - 2 * x @ x.T).clamp_min(0)
+    pairs = squared[~torch.eye(len(x), dtype=torch.bool, device=x.device)]
+    return float((-2 * pairs).exp().mean().log()) if len(pairs) else 0.0
