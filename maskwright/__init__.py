@@ -38,6 +38,8 @@ _WHERE = {
     "open_data": "maskwright.core.api",
     "plugins": "maskwright.core.api",
     "report": "maskwright.core.api",
+    "export": "maskwright.core.export",
+    "open_encoder": "maskwright.core.encoder.outside",
     "pretrain": "maskwright.core.trainer.pretrain",
     "resume": "maskwright.core.trainer.pretrain",
     "sample_keys": "maskwright.core.masking",
@@ -46,8 +48,10 @@ _WHERE = {
 if TYPE_CHECKING:
     from maskwright.core.api import component, load, open_data, plugins, report
     from maskwright.core.encoder import Encoder
+    from maskwright.core.encoder.outside import open_encoder
     from maskwright.core.evaluation.compare import compare
     from maskwright.core.evaluation.evaluate import evaluate
+    from maskwright.core.export import export
     from maskwright.core.loader import Loader
     from maskwright.core.masking import Grid, Mask, Masking, sample_keys
     from maskwright.core.recipe import Recipe, make_recipe

@@ -38,15 +38,18 @@ def open_data(path: str | Path, loader: str = "auto", **options: Any) -> Loader:
     return open_loader(path, loader, **options)[1]
 
 
-def load(run: Run | str | Path) -> Encoder:
-    """The pre-trained encoder of a run, in evaluation mode.
+def load(run: Run | str | Path, trust: bool = False) -> Encoder:
+    """The encoder of a run or of an exported folder, or an outside one (`timm:NAME`), in evaluation mode.
+
+    Args:
+        trust: import the torch module of yours that a folder names.
 
     Raises:
         DataError: no run, or no finished encoder in it.
     """
-    from maskwright.core.trainer.run import Run
+    from maskwright.core.encoder.outside import open_encoder
 
-    return (run if isinstance(run, Run) else Run.open(run)).load_encoder()
+    return open_encoder(run, trust=trust)
 
 
 def report(run: Run | str | Path) -> Path:

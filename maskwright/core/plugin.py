@@ -34,7 +34,13 @@ def register_encoders() -> list[Component]:
             "maskwright.core.encoder.vit:VisionTransformer",
             "Vision transformer over visible tokens, one to three axes, any channels.",
             "ViT, 2021; MAE, 2022",
-        )
+        ),
+        Component(
+            "outside",
+            "maskwright.core.encoder.outside:OutsideEncoder",
+            "Models of timm, and torch modules of your own.",
+            "timm",
+        ),
     ]
 
 

@@ -12,13 +12,13 @@ from scipy.fft import dctn
 
 from maskwright.core.sample import Meta, Sample
 
-NEAR_BITS = 10
+NEAR_BITS = 14
 """Two perceptual hashes (64 bits) this near make two pictures candidates ..."""
-NEAR_CORRELATION = 0.9
+NEAR_CORRELATION = 0.85
 """... and a correlation of their thumbnails above this makes them near duplicates."""
 OVERLAP = 0.01
 """Share of the smaller footprint from which two windows overlap."""
-SIDE = 32
+SIDE = 16
 """Side of a thumbnail in pixels."""
 
 
@@ -43,7 +43,7 @@ class Fingerprint:
 
 def fingerprint(sample: Sample) -> Fingerprint:
     """Fingerprint of one sample. Perceptual hash: signs of the 8 x 8 lowest DCT coefficients (without the mean) of a
-    32 x 32 thumbnail, mean of the standardised channels."""
+    16 x 16 thumbnail, mean of the standardised channels."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(sample.tensors):
         tensor = sample[name].contiguous()

@@ -17,7 +17,7 @@ from maskwright.core.host import get_host
 from maskwright.core.recipe import seconds_of
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.files import DiskFullError
-from maskwright.core.trainer.guard import effective_rank
+from maskwright.core.trainer.guard import effective_rank, uniformity
 from maskwright.core.trainer.metrics import MetricsFile
 from maskwright.core.trainer.module import PretrainModule
 
@@ -142,7 +142,7 @@ class Keeper(L.Callback):
             **values,
             "lr": module.last_lr,
             "gradient_norm": module.last_norm,
-            "effective_rank": self._effective_rank(module),
+            **self._collapse(module),
             "samples_per_second": round(speed, 2),
             "seconds": round(self.metrics.seconds + now - self.started, 2) if trainer.is_global_zero else 0.0,
         }
@@ -159,17 +159,19 @@ class Keeper(L.Callback):
             self.say(f"step {module.step}/{module.plan.steps}  {note}")
         get_host().call("step_finished", run=module.run, step=module.step, metrics=row)
 
-    def _effective_rank(self, module: PretrainModule) -> float:
-        """Collapse monitor: effective rank of the last batch's embedding. Measured rarely, it costs a forward pass."""
+    def _collapse(self, module: PretrainModule) -> dict[str, float]:
+        """Collapse monitors of the last batch's embedding. Measured rarely, they cost a forward pass."""
         every = max(1, module.plan.steps // 20 // module.settings.log_every) * module.settings.log_every
+        unknown = {"effective_rank": math.nan, "uniformity": math.nan}
         if module.settings.strategy == "fsdp":  # an encoder alone cannot gather its shards
-            return float("nan")
+            return unknown
         if module.last_batch is None or len(module.last_batch) < 2:
-            return float("nan")
+            return unknown
         if module.step % every and module.step < module.plan.steps:
-            return getattr(self, "_rank", float("nan"))
-        self._rank = effective_rank(module.method.encoder.embed(module.last_batch).pooled)
-        return self._rank
+            return getattr(self, "_last_collapse", unknown)
+        pooled = module.method.encoder.embed(module.last_batch).pooled
+        self._last_collapse = {"effective_rank": effective_rank(pooled), "uniformity": uniformity(pooled)}
+        return self._last_collapse
 
     def _save(self, trainer: L.Trainer, module: PretrainModule) -> None:
         mean = sum(self._losses) / len(self._losses) if self._losses else float("inf")

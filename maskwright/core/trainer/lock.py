@@ -1,17 +1,22 @@
-"""One process at a time in a run directory."""
+"""One process at a time in a run directory, or on a file that takes long to write."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
 from maskwright.core.errors import ConfigError
 from maskwright.core.trainer.files import remove_leftovers
 from maskwright.core.trainer.run import Run
+
+WRITING_SECONDS = 2.0
+"""How long a lock without readable content counts as one that is just being written."""
 
 
 @contextmanager
@@ -23,25 +28,58 @@ def locked(run: Run) -> Iterator[None]:
     Raises:
         ConfigError: a living process holds it.
     """
-    path = run.path / "run.lock"
+    with held(run.path / "run.lock", run.path):
+        remove_leftovers(run.path)
+        yield
+
+
+@contextmanager
+def held(lock: Path, what: Path) -> Iterator[None]:
+    """Hold `what` for this process by the file `lock`. A lock that a dead process left behind is taken over.
+
+    Raises:
+        ConfigError: a living process holds it.
+    """
     while True:
         try:
-            with path.open("x") as file:
+            with lock.open("x") as file:
                 json.dump({"pid": os.getpid(), "born": psutil.Process().create_time()}, file)
             break
         except FileExistsError:
-            try:
-                held = json.loads(path.read_text())
-                alive = psutil.Process(held["pid"]).create_time() == held["born"]
-            except (psutil.NoSuchProcess, ValueError, KeyError, TypeError, FileNotFoundError):
-                alive = False
-            if alive:
-                raise ConfigError(
-                    f"{run.path} is in use by process {held['pid']}. Wait for it, or stop it with `kill {held['pid']}`."
-                ) from None
-            path.unlink(missing_ok=True)
+            _refuse_or_clear(lock, what)
     try:
-        remove_leftovers(run.path)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+
+
+def _refuse_or_clear(lock: Path, what: Path) -> None:
+    """Raise if a living process holds the lock; else remove it, or wait a moment while it is being written."""
+    try:
+        content, written = lock.read_text(), lock.stat().st_mtime
+        holder = json.loads(content)
+        alive = psutil.Process(holder["pid"]).create_time() == holder["born"]
+    except FileNotFoundError:
+        return
+    except psutil.NoSuchProcess:
+        alive = False
+    except (ValueError, KeyError, TypeError):
+        if time.time() - written < WRITING_SECONDS:
+            time.sleep(0.05)
+            return
+        alive = False
+    if alive:
+        raise ConfigError(
+            f"{what} is in use by process {holder['pid']}. Wait for it, or stop it with `kill {holder['pid']}`."
+        )
+    # Of several processes that find the same dead lock, the first to rename it wins. Who renames the winner's new lock
+    # by mistake gives it back.
+    stale = lock.with_name(f"{lock.name}.{os.getpid()}.stale")
+    try:
+        os.rename(lock, stale)
+        if stale.read_text() == content:
+            stale.unlink()
+        else:
+            os.rename(stale, lock)
+    except FileNotFoundError:
+        return

@@ -163,7 +163,7 @@ class Run:
 
     def write_encoder(self, encoder: Encoder, inputs: InputSpec, recipe: Recipe) -> None:
         """Write encoder.safetensors and encoder.json. `inputs` names the channels that the data had."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in encoder.state_dict().items()}
         description = {
             "target": f"{type(encoder).__module__}:{type(encoder).__name__}",
             "options": encoder.options,
@@ -205,7 +205,7 @@ def load_encoder(path: Path) -> Encoder:
         raise DataError(description_path, f"is no JSON ({error})", mend=f"Run `maskwright resume {path}`") from error
     if not isinstance(description, dict) or not isinstance(description.get("options"), dict):
         raise DataError(description_path, "describes no encoder", "target and options")
-    encoder_class = _encoder_class(str(description.get("target", "")), description_path)
+    encoder_class = registered_encoder(str(description.get("target", "")), description_path)
     problems: list[str] = []
     options = check_options("encoder.json options", encoder_class, description["options"], problems)
     fail_if_any(problems)
@@ -217,7 +217,7 @@ def load_encoder(path: Path) -> Encoder:
     return encoder.eval()
 
 
-def _encoder_class(target: str, source: Path) -> type[Encoder]:
+def registered_encoder(target: str, source: Path) -> type[Encoder]:
     """The class that a description names, if it is a registered encoder. Nothing else is imported."""
     for component in get_host().components("encoder").values():
         if component.target == target:

@@ -25,7 +25,7 @@ def test_interval_covers_nothing_when_seeds_disagree():
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.01, 0.1, "helped"), (-0.2, -0.1, "did worse"), (-0.1, 0.2, "cannot tell with this much data")],
+    [(0.01, 0.1, "helped"), (-0.2, -0.1, "did not help, it did worse"), (-0.1, 0.2, "cannot tell with this much data")],
 )
 def test_verdict_in_words(low, high, words):
     verdict = Verdict("random init", "linear probe", "accuracy", (low + high) / 2, low, high)
