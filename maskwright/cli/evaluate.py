@@ -69,8 +69,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder to write; RUN/evaluations/TASK without it.")] = None,
 ) -> None:
     """Judge an encoder on your labels, beside a random encoder, simple features and training from scratch."""
-    from maskwright.core.evaluation.evaluate import BASELINES
     from maskwright.core.evaluation.evaluate import evaluate as judge
+    from maskwright.core.evaluation.judge import BASELINES
     from maskwright.core.evaluation.report import score_rows
 
     result = judge(

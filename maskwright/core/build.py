@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maskwright.core.errors import DataError, PluginError
+from maskwright.core.errors import ConfigError, DataError, PluginError
 from maskwright.core.host import get_host
 from maskwright.core.loader import Loader
 from maskwright.core.masking.base import Masking
-from maskwright.core.options import check_options, fail_if_any
+from maskwright.core.options import check_options, fail_if_any, option_types
 from maskwright.core.recipe import Component, DataSection, MethodSection, Recipe, merge
 from maskwright.core.sample import InputSpec, check_inputs
 from maskwright.core.trainer.method import Method
@@ -28,7 +29,13 @@ class Built:
     recipe: Recipe
 
 
-def open_loader(path: str | Path, name: str = "auto", wanted: Any = None, **options: Any) -> tuple[str, Loader]:
+Wanted = Callable[[InputSpec], Collection[str]]
+"""Names of the inputs that a method would take of a loader that gives these. Raises ConfigError if it can use none."""
+
+
+def open_loader(
+    path: str | Path, name: str = "auto", wanted: Wanted | None = None, **options: Any
+) -> tuple[str, Loader]:
     """The loader for `path` and its name: the named one, or the first that accepts the path and gives what is `wanted`.
 
     Raises:
@@ -56,8 +63,13 @@ def open_loader(path: str | Path, name: str = "auto", wanted: Any = None, **opti
             refusals.append(f"{component.name}: does not find its files ({component.summary.rstrip('.')})")
             continue
         loader = _make_loader(loader_class, path, options)
-        if wanted is not None and not set(wanted) <= set(loader.spec):
-            refusals.append(f"{component.name}: gives {', '.join(loader.spec)}, not {', '.join(wanted)}")
+        try:
+            names = set() if wanted is None else set(wanted(loader.spec))
+        except ConfigError as error:
+            refusals.append(f"{component.name}: {error}")
+            continue
+        if not names <= set(loader.spec):
+            refusals.append(f"{component.name}: gives {', '.join(loader.spec)}, not {', '.join(sorted(names))}")
             continue
         return component.name, loader
     raise DataError(
@@ -106,7 +118,7 @@ def build(recipe: Recipe) -> Built:
     check_options("method", method_class, explicit, problems)
     fail_if_any(problems)
 
-    wanted = wanted_inputs(method_class)
+    wanted = _wanted(method_class, explicit)
     loader_name, loader = open_loader(recipe.data.path, recipe.data.loader, wanted, **recipe.data.options)
     if len(loader) == 0:
         raise DataError(
@@ -114,7 +126,8 @@ def build(recipe: Recipe) -> Built:
             f"holds no usable sample; {len(loader.bad_files)} files were left out"
             + (f", the first because: {loader.bad_files[0].reason}" if loader.bad_files else ""),
         )
-    options = check_options("method", method_class, merge(method_class.options_for(loader.spec), explicit), problems)
+    from_data = _options_from_data(method_class, loader.spec, explicit)
+    options = check_options("method", method_class, merge(from_data, explicit), problems)
     fail_if_any(problems)
     if recipe.masking is not None and "masking" in inspect.signature(method_class.__init__).parameters:
         options_and_masking = {**options, "masking": masking_class(**masking_options)}
@@ -140,6 +153,22 @@ def build(recipe: Recipe) -> Built:
 
 def _loader_options(loader: Loader, recipe: Recipe) -> dict[str, Any]:
     return check_options("data", type(loader), recipe.data.options, [])
+
+
+def _options_from_data(method_class: type[Method], given: InputSpec, explicit: dict[str, Any]) -> dict[str, Any]:
+    """Options that follow from the data; of the one input that `input_name` names, where the user set it."""
+    name = explicit.get("input_name")
+    if name is None or "input_name" not in option_types(method_class):
+        return method_class.options_for(given)
+    return method_class.options_for({name: given[name]}) if name in given else {}
+
+
+def _wanted(method_class: type[Method], explicit: dict[str, Any]) -> Wanted:
+    """A method with an option `input_name` takes whichever input `options_for` or the user names; others are fixed."""
+    if "input_name" in option_types(method_class):
+        return lambda given: {merge(_options_from_data(method_class, given, explicit), explicit)["input_name"]}
+    names = set(wanted_inputs(method_class))
+    return lambda given: names
 
 
 def wanted_inputs(method_class: type[Method]) -> InputSpec:

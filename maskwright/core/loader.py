@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from maskwright.core.errors import ConfigError
 from maskwright.core.sample import BadFile, InputSpec, Sample
+
+if TYPE_CHECKING:
+    from maskwright.core.scene import Scene
 
 RAW_VALUES = 1024
 """Longest vector of raw values that serves as a baseline."""
@@ -102,6 +106,28 @@ class Loader(ABC):
     def legend(self, path: Path) -> dict[int, tuple[str, tuple[int, int, int]]]:
         """Names and colours (RGB) of the codes of a label raster, as far as the file itself tells."""
         return {}
+
+    @classmethod
+    def scene_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options with which this loader is opened to give `scenes`; those of a task model's training data before."""
+        return options
+
+    def scenes(self) -> Sequence[Scene]:
+        """Its images as a whole, to be predicted pixel by pixel.
+
+        Raises:
+            ConfigError: this loader knows no scenes.
+        """
+        raise ConfigError(
+            f"The loader {type(self).__name__} gives no scenes to make maps of. Sample-level tasks work with it."
+        )
+
+    def to_lonlat(self, crs: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Longitude and latitude in degrees (WGS 84) of places (n,) in a reference system; NaN where they are unknown.
+
+        Without a domain that knows reference systems, all are unknown.
+        """
+        return np.full(len(x), np.nan), np.full(len(x), np.nan)
 
     def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """Features that need no network, which pre-training must beat to be worth its while.

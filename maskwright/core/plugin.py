@@ -85,3 +85,8 @@ def register_protocols() -> list[Component]:
         Component("kmeans", f"{_PROTOCOL}:Clusters", "Clusters without labels, named by the training labels."),
         Component("few-shot", f"{_PROTOCOL}:FewShot", "Nearest class mean of a few examples.", "after ProtoNet, 2017"),
     ]
+
+
+@hookimpl
+def register_loaders() -> list[Component]:
+    return [Component("arrays", "maskwright.core.arrays:ArrayLoader", "Arrays (.npy, .npz) and tables of numbers.")]

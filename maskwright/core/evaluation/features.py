@@ -34,6 +34,7 @@ class Survey:
         indices: positions in the loader, (n,).
         metas, prints: of each sample.
         bad: what could not be read.
+        thinned: for segmentation, whether only a random share of the tokens is kept.
         kept: for segmentation, the tokens of each sample that are items.
         item_sample: for segmentation, which of the samples each item (token) belongs to, (m,).
         pixels: for segmentation, (m, C) pixels of each class in an item.
@@ -45,6 +46,7 @@ class Survey:
     metas: list[Meta]
     prints: list[Fingerprint]
     bad: list[BadFile]
+    thinned: bool = False
     kept: list[np.ndarray] = field(default_factory=list)
     item_sample: np.ndarray | None = None
     pixels: np.ndarray | None = None
@@ -152,6 +154,7 @@ def survey(
                     result.bad.append(BadFile(error.path, str(error)))
                     continue
                 share = max(1, MAX_ITEMS // len(indices))
+                result.thinned |= share < len(counts)
                 kept = _kept_tokens(sample.meta.index, len(counts), share, seed)
                 kept = kept[counts[kept].sum(1) > 0]
                 result.kept.append(kept)

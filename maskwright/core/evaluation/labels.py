@@ -42,7 +42,7 @@ def labels_of(spec: str, loader: Loader, key: str = "") -> list[Any]:
             length.
     """
     if spec == "folder":
-        return [Path(loader.sources(index)[0]).parent.name for index in range(len(loader))]
+        return [source_of(loader, index).parent.name for index in range(len(loader))]
     if spec == "label":
         return [loader.read(index).meta.label for index in range(len(loader))]
     path, column = split_spec(spec)
@@ -62,6 +62,14 @@ def labels_of(spec: str, loader: Loader, key: str = "") -> list[Any]:
     if not found or found == column:
         return in_order(table[column], loader, path)
     return _by_file(dict(zip(map(str, table[found]), table[column], strict=True)), loader, path, found)
+
+
+def source_of(loader: Loader, index: int) -> Path:
+    """The (first) file of a sample, also of one that cannot be read."""
+    try:
+        return Path(loader.sources(index)[0])
+    except DataError as error:
+        return Path(error.path)
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
@@ -89,7 +97,7 @@ def _by_file(by_name: dict[str, Any], loader: Loader, path: Path, key: str) -> l
     stems = {Path(name).stem: label for name, label in by_name.items()}
     found = []
     for index in range(len(loader)):
-        source = Path(loader.sources(index)[0])
+        source = source_of(loader, index)
         resolved = source.resolve()
         names = [str(source), str(resolved), source.name, source.stem, loader.group(index)]
         if resolved.is_relative_to(folder):
@@ -100,7 +108,7 @@ def _by_file(by_name: dict[str, Any], loader: Loader, path: Path, key: str) -> l
         raise DataError(
             path,
             f'its column "{key}" names none of the files, the first name is "{next(iter(by_name), "")}"',
-            f"names such as {Path(loader.sources(0)[0]).name}",
+            f"names such as {source_of(loader, 0).name}",
         )
     return found
 

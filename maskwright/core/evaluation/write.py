@@ -16,7 +16,7 @@ from maskwright.core.trainer.files import write_text, write_with
 from maskwright.core.trainer.run import Run, describe_environment
 
 if TYPE_CHECKING:
-    from maskwright.core.evaluation.evaluate import Evaluation
+    from maskwright.core.evaluation.conclusion import Evaluation
 
 MAX_LEAK_ROWS = 30
 """Leaks listed on the page; all are in leaks.csv."""

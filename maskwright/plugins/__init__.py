@@ -1,0 +1,1 @@
+"""Domains that need no heavy library of their own."""
