@@ -93,6 +93,7 @@ def test_page_is_readable(browser, pages, name, size, scheme):
           paper: style.backgroundColor, ink: style.color, font: parseFloat(style.fontSize),
           small: Math.min(...[...document.querySelectorAll('p, td, figcaption')].map(e => parseFloat(getComputedStyle(e).fontSize))),
           external: [...document.querySelectorAll('[src], link[href]')].map(e => e.src || e.href).filter(u => !u.startsWith('data:')),
+          cells: [...document.querySelectorAll('td, th')].map(e => [e.textContent.trim(), e.getBoundingClientRect().width]),
           headings: [...document.querySelectorAll('h2')].map(e => e.textContent),
         };
         """
@@ -107,6 +108,8 @@ def test_page_is_readable(browser, pages, name, size, scheme):
         assert natural > 50
         assert 40 < shown <= size[0]
     assert facts["external"] == []
+    for text, width in facts["cells"]:
+        assert width > 60, text  # no column so narrow that words fall apart
     assert facts["font"] >= 15
     assert facts["small"] >= 13
     paper, ink = (_luminance(facts[which]) for which in ("paper", "ink"))

@@ -12,7 +12,6 @@ from maskwright.core.errors import ConfigError
 from maskwright.core.evaluation.judge import BASELINES, OURS, SCRATCH, Judge, Key
 from maskwright.core.evaluation.leaks import Leak
 from maskwright.core.evaluation.metrics import METRICS, Metric, paired_interval
-from maskwright.core.evaluation.protocol import FineTune
 from maskwright.core.evaluation.scores import Score, ScoreTable, Verdict
 
 FEW_GROUPS = 10
@@ -208,7 +207,7 @@ class Conclusion:
         if missing:
             notes.append(f"Left out, as asked for: the baseline{'s' if len(missing) > 1 else ''} {', '.join(missing)}.")
         if "supervised" in self.design.baselines and self.targets.kind != "retrieval":
-            budget = self.judge.tuned or FineTune()
+            budget = self.design.budget
             notes.append(
                 f"From scratch{' and fine-tuned' if self.judge.tuned else ''}: {budget.steps} steps of {budget.batch_size} "
                 "samples each, the same encoder and head."

@@ -14,7 +14,7 @@ from maskwright.core.evaluation.features import JoinedLoader, merge_targets
 from maskwright.core.evaluation.judge import BASELINES, Design, Judge
 from maskwright.core.evaluation.labels import source_of
 from maskwright.core.evaluation.open import open_labelled, open_task
-from maskwright.core.evaluation.protocol import Protocol
+from maskwright.core.evaluation.protocol import FineTune, Protocol
 from maskwright.core.evaluation.splits import check_fractions
 from maskwright.core.evaluation.task import Task
 from maskwright.core.evaluation.write import choose_folder, write_evaluation
@@ -84,7 +84,7 @@ def evaluate(
         raise ConfigError(f'baselines: there is no "{unknown[0]}".{nearest(unknown[0], BASELINES)}')
     opened = Run.open(run) if isinstance(run, (str, Path)) else run
     sections = parse_settings(settings)
-    chosen = _open_protocols(protocols, sections)
+    chosen, budget = _open_protocols(protocols, sections, "supervised" in baselines)
     task_object = task if isinstance(task, Task) else open_task(task, labels, sections.get("task", {}))[2]
     folder = choose_folder(opened, encoder, task if isinstance(task, str) else type(task).__name__, out)
     loader = open_labelled(opened, data, sections.get("data", {}))[2]
@@ -109,6 +109,7 @@ def evaluate(
     design = Design(
         chosen,
         check_fractions(fractions),
+        budget,
         seeds,
         folds,
         split,
@@ -138,24 +139,29 @@ def evaluate(
     return result
 
 
-def _open_protocols(protocols: Sequence[str], sections: dict[str, Any]) -> dict[str, Protocol]:
-    """The protocols by name, with their options checked.
+def _open_protocols(
+    protocols: Sequence[str], sections: dict[str, Any], supervised: bool
+) -> tuple[dict[str, Protocol], FineTune]:
+    """The protocols by name, with their options checked, and the budget of training from scratch.
 
     Raises:
         ConfigError: an unknown protocol or option, or a section of settings that nothing asks for.
     """
     host = get_host()
     problems: list[str] = []
-    chosen = {}
-    for name in protocols:
+    opened = {}
+    for name in dict.fromkeys([*protocols, *(["finetune"] if supervised else [])]):
         component = host.component("protocol", name)
         options = check_options(component.name, component.load(), sections.get(component.name, {}), problems)
         if not problems:
-            chosen[component.name] = component.load()(**options)
-    known = {"data", "task", *chosen}
-    problems += [f"{s}: there is no such section.{nearest(s, known)}" for s in sections if s not in known and chosen]
+            opened[component.name] = component.load()(**options)
+    if not problems:
+        known = {"data", "task", *opened}
+        problems += [f"{s}: there is no such section.{nearest(s, known)}" for s in sections if s not in known]
     fail_if_any(problems)
-    return chosen
+    wanted = {host.component("protocol", name).name for name in protocols}
+    budget = opened.get("finetune", FineTune())
+    return {name: protocol for name, protocol in opened.items() if name in wanted}, budget
 
 
 def _seen_in_pretraining(run: Run, loader: Loader) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ def _linear(dim: int, outputs: int, std: float, generator: torch.Generator) -> n
     return layer
 
 
-def _batches(n: int, batch: int, steps: int, seed: int):  # type: ignore[no-untyped-def]
+def _batches(n: int, batch: int, steps: int, seed: int) -> Iterator[tuple[int, Tensor]]:
     """(step, rows): fresh permutations, the rest of each left out."""
     per_epoch = max(1, n // batch)
     order = torch.empty(0)

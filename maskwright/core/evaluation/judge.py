@@ -42,6 +42,7 @@ class Design:
 
     protocols: dict[str, Protocol]
     fractions: list[float]
+    budget: FineTune
     seeds: int = 5
     folds: int = 5
     split: str = "group"
@@ -65,7 +66,7 @@ class Judge:
         self.predictions: dict[str, list[Any]] = {}
         self.collapse: dict[str, dict[str, float]] = {}
         protocols = design.protocols.values()
-        self.tuned = next((protocol for protocol in protocols if isinstance(protocol, FineTune)), None)
+        self.tuned = any(isinstance(protocol, FineTune) for protocol in protocols)
         self.feature_protocols = [protocol for protocol in protocols if isinstance(protocol, FeatureProtocol)]
         self._prepare()
 
@@ -211,8 +212,8 @@ class Judge:
         """Fine-tuning, and training from scratch with the same budget."""
         if self.targets.kind == "retrieval":
             return
-        budget = self.tuned or FineTune()
-        if self.tuned is not None:
+        budget = self.design.budget
+        if self.tuned:
             self._train(
                 Key(OURS, FineTune.title, fraction), self.encoder, budget, train, test, seed, budget.layer_decay
             )
