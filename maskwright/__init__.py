@@ -31,6 +31,10 @@ _WHERE = {
     "compare": "maskwright.core.evaluation.compare",
     "collate": "maskwright.core.sample",
     "component": "maskwright.core.api",
+    "embed": "maskwright.core.embed",
+    "finetune": "maskwright.core.finetune",
+    "load_task_model": "maskwright.core.task_folder",
+    "predict": "maskwright.core.predict",
     "evaluate": "maskwright.core.evaluation.evaluate",
     "dry_run": "maskwright.core.trainer.forecast",
     "make_recipe": "maskwright.core.recipe",
@@ -47,15 +51,19 @@ _WHERE = {
 
 if TYPE_CHECKING:
     from maskwright.core.api import component, load, open_data, plugins, report
+    from maskwright.core.embed import embed
     from maskwright.core.encoder import Encoder
     from maskwright.core.encoder.outside import open_encoder
     from maskwright.core.evaluation.compare import compare
     from maskwright.core.evaluation.evaluate import evaluate
     from maskwright.core.export import export
+    from maskwright.core.finetune import finetune
     from maskwright.core.loader import Loader
     from maskwright.core.masking import Grid, Mask, Masking, sample_keys
+    from maskwright.core.predict import predict
     from maskwright.core.recipe import Recipe, make_recipe
     from maskwright.core.sample import Batch, Meta, Sample, collate
+    from maskwright.core.task_folder import load_task_model
     from maskwright.core.trainer.forecast import dry_run
     from maskwright.core.trainer.method import Method
     from maskwright.core.trainer.pretrain import pretrain, resume

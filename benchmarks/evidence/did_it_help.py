@@ -27,6 +27,8 @@ from maskwright.core.evaluation.conclusion import Evaluation
 from maskwright.core.evaluation.report import score_rows
 
 RESULT = Path(__file__).parents[1] / "results" / "did_it_help.json"
+PAGE = Path(__file__).parents[2] / "docs" / "did-it-help.md"
+START, END = "<!-- figures: python -m benchmarks.evidence.did_it_help --page -->", "<!-- end of figures -->"
 
 
 def statlog(data: Path, out: Path, seeds: int, share: float) -> Evaluation:
@@ -117,14 +119,50 @@ TASKS: dict[str, Callable[[Path, Path, int, float], Evaluation]] = {
 }
 
 
+def tables() -> str:
+    """The stored figures as Markdown: the metric that decides, by features, protocol and share of the labels."""
+    parts = []
+    for name, stored in json.loads(RESULT.read_text()).items():
+        metric, fractions = stored["facts"]["metric"], stored["facts"]["fractions"]
+        cells: dict[tuple[str, str], dict[float, str]] = {}
+        for row in stored["rows"]:
+            if row["metric"] == metric:
+                shown = f"{row['mean']:.3f} ± {row['std']:.3f}"
+                cells.setdefault((row["features"], row["protocol"]), {})[row["fraction"]] = shown
+        heads = [f"{share:.0%} of the labels" for share in fractions]
+        parts += [f"### {name}", "", f"**{stored['headline']}**", "", stored["title"], ""]
+        parts += [f"| features | protocol | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
+        parts += [
+            f"| {features} | {protocol} | {' | '.join(by_share.get(share, '') for share in fractions)} |"
+            for (features, protocol), by_share in cells.items()
+        ]
+        notes = [note for note in stored["notes"] if "saw" in note or note.startswith(("Only", "From scratch"))]
+        parts += ["", f"{metric}, mean ± standard deviation over seeds. {' '.join(notes)}", ""]
+    return "\n".join(parts)
+
+
+def write_page() -> None:
+    """Put the stored figures into the page."""
+    text = PAGE.read_text()
+    before, after = text.split(START)[0], text.split(END)[1]
+    PAGE.write_text(f"{before}{START}\n\n{tables()}\n{END}{after}")
+    print("wrote", PAGE.name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the data sets")
+    parser.add_argument("--data", type=Path, help="folder that holds the data sets")
+    parser.add_argument("--page", action="store_true", help="only put the stored figures into docs/did-it-help.md")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="keep the runs here; must be new")
     parser.add_argument("--task", choices=TASKS, help="one of them only")
     parser.add_argument("--quick", action="store_true", help="a twentieth of the steps, one seed; nothing is written")
     arguments = parser.parse_args()
+    if arguments.page:
+        write_page()
+        return
+    if arguments.data is None:
+        parser.error("--data is needed")
     seeds, share = (1, 0.05) if arguments.quick else (arguments.seeds, 1.0)
     out = arguments.out or Path(tempfile.mkdtemp())
     stored = {}

@@ -15,7 +15,19 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import maskwright
-from maskwright.cli import catalogue, completion, data, doctor, evaluate, export, train
+from maskwright.cli import (
+    catalogue,
+    completion,
+    data,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    finetune,
+    new_plugin,
+    predict,
+    train,
+)
 from maskwright.cli.lazy import MainGroup
 from maskwright.cli.show import console, say
 from maskwright.core.errors import MaskwrightError
@@ -30,7 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (train, evaluate, export, data, catalogue, doctor, completion):
+for module in (train, evaluate, embed, finetune, predict, export, data, catalogue, new_plugin, doctor, completion):
     module.add_commands(app)
 
 

@@ -152,7 +152,9 @@ class _Sums:
     def result(self) -> Statistics:
         mean = self.first / self.count
         std = np.sqrt(np.maximum(self.second / self.count - mean**2, 0))
-        return Statistics(*((self.shift + mean), std, self.low, self.high), count=self.count)  # type: ignore[arg-type]
+        return Statistics(
+            (self.shift + mean).tolist(), std.tolist(), self.low.tolist(), self.high.tolist(), count=self.count
+        )
 
 
 def _by_channel(tensor: Tensor, dims: list[str]) -> np.ndarray:

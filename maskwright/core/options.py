@@ -64,7 +64,13 @@ def check_options(section: str, target: Any, options: dict[str, Any], problems: 
     fields = option_types(target)
     model = pydantic.create_model(
         "Options",
-        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False),
+        __config__=ConfigDict(
+            # settings are read as YAML, so a name that looks like a number arrives as one
+            extra="forbid",
+            arbitrary_types_allowed=True,
+            allow_inf_nan=False,
+            coerce_numbers_to_str=True,
+        ),
         **typing.cast(Any, fields),
     )
     try:

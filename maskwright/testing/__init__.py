@@ -14,6 +14,7 @@ from maskwright.testing.loader import check_loader
 from maskwright.testing.masking import check_masking
 from maskwright.testing.method import check_method
 from maskwright.testing.plugin import check_plugin
+from maskwright.testing.task import check_task
 
 __all__ = [
     "check_encoder",
@@ -21,6 +22,7 @@ __all__ = [
     "check_masking",
     "check_method",
     "check_plugin",
+    "check_task",
     "made_up_batch",
     "statistics_of",
 ]

@@ -10,10 +10,12 @@ import torch
 
 from maskwright.core.component import Component
 from maskwright.core.encoder import Encoder
-from maskwright.core.errors import ConfigError
+from maskwright.core.errors import ConfigError, DataError
+from maskwright.core.evaluation.task import Task
 from maskwright.core.host import Host
 from maskwright.core.loader import Loader
 from maskwright.core.masking import Masking
+from maskwright.core.options import option_types
 from maskwright.core.sample import Batch, InputSpec, collate
 from maskwright.core.trainer.method import Method
 from maskwright.testing.data import batch_for
@@ -22,25 +24,26 @@ from maskwright.testing.loader import check_loader
 from maskwright.testing.masking import check_masking
 from maskwright.testing.method import check_method
 from maskwright.testing.require import require
+from maskwright.testing.task import check_task
 
-BASES: dict[str, type] = {"masking": Masking, "encoder": Encoder, "method": Method, "loader": Loader}
+BASES: dict[str, type] = {"masking": Masking, "encoder": Encoder, "method": Method, "loader": Loader, "task": Task}
 LARGE = 20_000_000
 """Parameters above which an encoder is not built for a check unless options make it smaller."""
 
 
 def check_plugin(
     name: str,
-    data: Mapping[str, str | Path] | None = None,
+    data: Mapping[str, str | Path] | str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[str]:
     """Check that a plugin is found and that all it adds keeps its contract.
 
     Methods run in their preset "tiny" where they have one, on samples of a loader in `data` that gives their inputs,
-    else on a made-up batch; their encoders are checked with them.
+    else on a made-up batch; their encoders are checked with them. Tasks are checked on a loader that has their labels.
 
     Args:
         name: the plugin's entry point name, or the stem of its file in `MASKWRIGHT_PLUGINS`.
-        data: a path for each loader, by the loader's name: `{"npy": "tests/images"}`.
+        data: a path for each loader, by the loader's name: `{"npy": "tests/images"}`; or one path for all that accept it.
         options: constructor options by kind and name: `{"encoder:vit": {"img_size": 32, "depth": 2}}`.
 
     Returns:
@@ -55,10 +58,13 @@ def check_plugin(
     require(record.status == "ready", f'Plugin "{name}" is {record.status}: {record.reason}. {record.repair}')
     targets = [(kind, component, _load(kind, component)) for kind, component in record.components]
     chosen = {key: dict(value) for key, value in (options or {}).items()}
+    known = {component.name: target for kind, component, target in targets if kind == "loader"}
+    if isinstance(data, (str, Path)):
+        data = {loader: data for loader, target in known.items() if target.accepts(Path(data))}
     loaders = {
-        component.name: target((data or {})[component.name], **chosen.get(f"loader:{component.name}", {}))
-        for kind, component, target in targets
-        if kind == "loader" and component.name in (data or {})
+        loader: target(data[loader], **chosen.get(f"loader:{loader}", {}))
+        for loader, target in known.items()
+        if data is not None and loader in data
     }
     lines = []
     for kind, component, target in targets:
@@ -94,9 +100,30 @@ def _check(kind: str, component: Component, target: Any, options: dict[str, Any]
         if component.name not in loaders:
             return f'not checked: give data={{"{component.name}": PATH}}'
         check_loader(loaders[component.name])
+    elif kind == "task":
+        return _check_task(component.name, target, options, loaders)
     else:
         return "loads"
     return "keeps its contract"
+
+
+def _check_task(name: str, target: type[Task], options: dict[str, Any], loaders: dict[str, Loader]) -> str:
+    """Check a task on the first loader whose samples have labels for it, if any is given."""
+    needed = [key for key, (_, default) in option_types(target).items() if default is ... and key not in options]
+    if needed:
+        return f'loads; to check it, give options={{"task:{name}": {{"{needed[0]}": ...}}}}'
+    reasons = []
+    for source, loader in loaders.items():
+        task = target(**options)
+        try:
+            task.targets(loader)
+        except (ConfigError, DataError) as error:
+            reasons.append(f"{source}: {error}")
+            continue
+        check_task(task, loader)
+        return f"keeps its contract (labels of loader {source})"
+    require(not options or not reasons, f"its options do not suit the data. {'; '.join(reasons)}")
+    return f"loads; to check it, give data that have labels for it{f' ({reasons[0]})' if reasons else ''}"
 
 
 def _check_encoder(target: type[Encoder], options: dict[str, Any], loaders: dict[str, Loader]) -> str:

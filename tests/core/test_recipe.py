@@ -140,7 +140,7 @@ def test_durations(text, seconds):
 
 def test_no_loader_for_this_method_says_what_each_loader_found(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"no loader understands it.*\n.*s1s2: does not find its files"):
+    with pytest.raises(DataError, match=r"(?s)no loader understands it.*\n.*s1s2: does not find its files"):
         open_loader(tmp_path)
     with pytest.raises(DataError, match="there is no such file or folder"):
         open_loader(tmp_path / "gone")
