@@ -138,13 +138,13 @@ def load_npz(path: Path, name: str) -> np.ndarray:
         with _guarded(where), archive.open(info) as stream:
             declared = read_header(stream, where)
             _check_size(declared, info.file_size - declared.offset, where)
-            data = np.empty(declared.nbytes, np.uint8)
-            view, filled = memoryview(data), 0
+            data, filled = np.empty(declared.nbytes, np.uint8), 0
             while filled < len(data):
-                got = stream.readinto(view[filled : filled + 2**20])
-                if not got:
+                part = stream.read(min(2**20, len(data) - filled))
+                if not part:
                     raise DataError(where, f"ends after {filled} bytes", f"{len(data)}")
-                filled += got
+                data[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+                filled += len(part)
             stream.read(1)  # the end of the member, where its checksum is compared
     return data.view(declared.dtype).reshape(declared.shape, order="F" if declared.fortran else "C")
 

@@ -49,4 +49,4 @@ def channel_statistics(
     if count == 0:
         raise DataError(where, f"none of {len(chosen)} rows looked at holds finite numbers only")
     std = np.sqrt(squares / max(count - 1, 1))
-    return Statistics(*(numbers.tolist() for numbers in (mean, std, low, high)), count=count)
+    return Statistics(mean.tolist(), std.tolist(), low.tolist(), high.tolist(), count)

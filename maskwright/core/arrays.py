@@ -218,7 +218,7 @@ class ArrayLoader(Loader):
         return self._length
 
     def group(self, index: int) -> str:
-        return f"row-{index}" if self._groups is None else self._groups[index]
+        return f"{self.path.name} row {index}" if self._groups is None else self._groups[index]
 
     def sources(self, index: int) -> list[str]:
         return [str(self._file)]

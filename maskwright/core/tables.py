@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,16 +63,16 @@ def sniff(path: Path, header: bool | None = None) -> Layout:
         DataError: no text, or no table.
     """
     lines = _head_lines(path)
-    candidates = []
+    candidates: list[tuple[float, int, str, list[list[str]], int]] = []
     for delimiter in (",", ";", "\t", ""):
         try:
             rows = [fields for _, fields in itertools.islice(_rows(lines, delimiter), 200)]
         except csv.Error:
             continue
-        widths = {len(row) for row in rows[:20]}
-        if len(rows) >= 2 and len(widths) == 1 and widths != {1}:
+        width, votes = Counter(map(len, rows[:20])).most_common(1)[0] if rows else (0, 0)
+        if len(rows) >= 2 and width >= 2 and votes > 0.6 * len(rows[:20]):  # a stray line is named when it is read
             good = sum(number(field) is not None for row in rows[1:] for field in row)
-            candidates.append((good / sum(map(len, rows[1:])), -len(candidates), delimiter, rows))
+            candidates.append((good / sum(map(len, rows[1:])), -len(candidates), delimiter, rows, width))
     if not candidates:
         shown = lines[0].strip()[:60] if lines else ""
         raise DataError(
@@ -79,11 +80,12 @@ def sniff(path: Path, header: bool | None = None) -> Layout:
             f'is no table: its lines do not have equally many fields (the first reads "{shown}")',
             "two lines or more of numbers between commas, semicolons, tabs or white space",
         )
-    _, _, delimiter, rows = max(candidates)
+    _, _, delimiter, rows, width = max(candidates)
     first, rest = [field.strip() for field in rows[0]], rows[1:]
-    counts = _counts_columns(first, rest)
-    skip = (counts or _names_columns(first, rest)) if header is None else header
-    return Layout(delimiter, len(first), skip, tuple(first) if skip and not counts else ())
+    fits = len(first) == width
+    counts = fits and _counts_columns(first, rest)
+    skip = fits and (counts or _names_columns(first, rest)) if header is None else header
+    return Layout(delimiter, width, skip, tuple(first) if skip and fits and not counts else ())
 
 
 def holds_numbers(path: Path) -> bool:
@@ -209,8 +211,18 @@ def _counts_columns(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool
     A short line such as `1 2 3` may well be data; it counts columns only if the lines below hold decimals.
     """
     counted = [field for field in first if field]  # a table written with its index begins with an empty field
-    matches = max(sum(field == str(at + start) for at, field in enumerate(counted)) for start in (0, 1))
+    matches = max(_counted(counted, start) for start in (0, 1))
+    if rest:
+        below = [field.strip() for field in rest[0]]
+        start = number(below[0])
+        if start is not None and start.is_integer() and _counted(below, int(start)) >= 0.9 * len(below):
+            return False  # a ramp goes on in the next line: these are data
     if len(counted) >= LONG_COUNT:
         return len(first) - len(counted) <= 1 and matches >= 0.9 * len(counted)
     decimals = sum("." in field for row in rest for field in row) > 0.5 * sum(map(len, rest))
     return len(counted) >= 3 and matches == len(counted) and decimals
+
+
+def _counted(fields: Sequence[str], start: int) -> int:
+    """How many fields stand where they would if they counted up from `start`."""
+    return sum(field == str(at + start) for at, field in enumerate(fields))

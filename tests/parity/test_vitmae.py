@@ -1,4 +1,4 @@
-"""MAE of our parts against transformers' independent ViTMAE: same weights, same mask, same loss and gradients."""
+"""MAE, the method and its parts, against transformers' ViTMAE: same weights, same mask, same loss and gradients."""
 
 import pytest
 import torch
@@ -6,6 +6,8 @@ import torch
 from benchmarks.vitmae import Size, as_ours, pair, their_loss
 from maskwright.core.encoder import sincos
 from maskwright.core.masking import Grid, sample_keys
+from maskwright.core.sample import Batch, Meta
+from maskwright.plugins.vision.methods.mae import Mae
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -20,6 +22,43 @@ TINY = Size(
     decoder_depth=2,
     decoder_heads=4,
 )
+
+
+def method_like(ours, norm_pix):
+    """The method `mae` of the same size with the same weights."""
+    method = Mae(
+        img_size=TINY.img_size,
+        patch_size=TINY.patch_size,
+        in_chans=TINY.in_chans,
+        embed_dim=TINY.embed_dim,
+        depth=TINY.depth,
+        num_heads=TINY.num_heads,
+        decoder_embed_dim=TINY.decoder_dim,
+        decoder_depth=TINY.decoder_depth,
+        decoder_num_heads=TINY.decoder_heads,
+        norm_pix_loss=norm_pix,
+    )
+    method.load_state_dict(ours.state_dict())
+    return method
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_the_method_gives_their_loss_and_gradients(norm_pix):
+    ours, theirs = pair(TINY, norm_pix)
+    method = method_like(ours, norm_pix)
+    images = torch.randn(5, 4, 48, 48, generator=torch.Generator().manual_seed(1))
+    keys = sample_keys(torch.Generator().manual_seed(2), 5)
+    step = method(Batch({"image": images}, [Meta(str(i)) for i in range(5)]), keys)
+    reference = their_loss(theirs, images, method.masking(method.encoder.grid, keys))
+    torch.testing.assert_close(step.loss, reference, atol=1e-5, rtol=1e-5)
+    step.loss.backward()
+    reference.backward()
+    gradients = as_ours({name: p.grad for name, p in theirs.named_parameters() if p.requires_grad}, TINY)
+    found = dict(method.named_parameters())
+    assert set(found) == set(gradients)
+    for name, parameter in found.items():
+        assert gradients[name].abs().max() > 1e-4, name
+        assert (parameter.grad - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])
