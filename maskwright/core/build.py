@@ -49,7 +49,8 @@ def open_loader(
         component = host.component("loader", name)
         return component.name, _make_loader(component.load(), path, options)
     refusals = []
-    for component in host.components("loader").values():
+    # the core's own loader takes plain arrays of anything, so a domain that knows more comes before it
+    for component in sorted(host.components("loader").values(), key=lambda component: component.plugin == "core"):
         absent = component.missing()
         if absent:
             refusals.append(f'{component.name}: needs {", ".join(absent)} (pip install "{component.extra}")')

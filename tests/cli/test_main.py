@@ -109,7 +109,7 @@ def test_only_an_unexpected_error_advertises_debug(capsys, monkeypatch):
     ("words", "text"),
     [
         (["nonsense"], "No such command 'nonsense'. See `maskwright --help`."),
-        (["plugin"], "Did you mean 'plugins'?"),
+        (["plugin"], "Did you mean 'plugins'"),
         (["pretrain"], "See `maskwright pretrain --help`."),
         (["demo", "--seeds", "0"], "--seeds"),
         (["list", "maskin"], 'Did you mean "masking"?'),

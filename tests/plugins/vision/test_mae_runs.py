@@ -74,7 +74,7 @@ def test_statlog(shared_data, tmp_path):
 
 def test_fuel_moisture_hides_months(shared_data, tmp_path):
     folder = shared_data / "remote_sensing" / "s1s2_fuel_moisture_timeseries"
-    options = {"array": "s1_s2_era5_srtm", "axes": "T C", "group": "site"}
+    options = {"loader": "arrays", "array": "s1_s2_era5_srtm", "axes": "T C", "group": "site"}
     settings = [f"data.{name}={value}" for name, value in options.items()]
     run = _pretrain(folder, tmp_path / "run", *settings, "method.patch_size=1", "masking.ratio=0.5")
     loader = mw.open_data(folder, **options)
