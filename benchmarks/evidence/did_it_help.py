@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -149,6 +150,18 @@ def write_page() -> None:
     print("wrote", PAGE.name)
 
 
+def take_picture(report: Path) -> None:
+    """The top of a report as the browser shows it, for the page; needs chromium."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("no picture was taken: there is no chromium here")
+        return
+    picture = PAGE.parent / "images" / "did-it-help.png"
+    words = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=900,1250", f"--screenshot={picture}"]
+    subprocess.run([browser, *words, report.resolve().as_uri()], check=True, capture_output=True, timeout=120)
+    print("wrote", picture.name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder that holds the data sets")
@@ -188,6 +201,9 @@ def main() -> None:
     if not arguments.quick and arguments.task is None:
         RESULT.write_text(json.dumps(stored, indent=1, default=str) + "\n")
         print("wrote", RESULT.name)
+        write_page()
+        if result.path is not None:
+            take_picture(result.path / "report.html")
     if arguments.out is None:
         shutil.rmtree(out)
 
