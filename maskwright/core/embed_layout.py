@@ -28,7 +28,31 @@ PROBES = 16
 TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string()}
 AXES = {1: ("token_position",), 2: ("token_row", "token_column"), 3: ("token_depth", "token_row", "token_column")}
 RESERVED = frozenset(
-    ["index", "source", "sources", "group", "window_row", "window_column", "window_height", "window_width", "x", "y", "crs", "label", "extra", "token", "token_position", "token_depth", "token_row", "token_column", "embedding", "geometry"]
+    [
+        "index",
+        "source",
+        "sources",
+        "group",
+        "window_row",
+        "window_column",
+        "window_height",
+        "window_width",
+        "x",
+        "y",
+        "crs",
+        "label",
+        "extra",
+        "token",
+        "token_position",
+        "token_depth",
+        "token_row",
+        "token_column",
+        "token_x",
+        "token_y",
+        "token_z",
+        "embedding",
+        "geometry",
+    ]
 )
 
 

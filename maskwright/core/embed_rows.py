@@ -82,7 +82,7 @@ def make_table(
     x, y = centres.reshape(2, -1)
     arrays: dict[str, pa.Array] = {}
     for name in schema.names:
-        if name not in ("x", "y", "embedding", "geometry") and not name.startswith("token"):
+        if name not in ("x", "y", "token", *layout.axes, "embedding", "geometry"):
             arrays[name] = pa.array(columns[name], schema.field(name).type).take(pa.array(repeat))
     arrays["x"], arrays["y"] = (pa.array(axis, pa.float64(), from_pandas=True) for axis in (x, y))
     if layout.axes:

@@ -93,7 +93,7 @@ def predict_table(job: Job) -> tuple[list[Path], int, int, list[BadFile]]:
             made += len(table)
             done += len(spans[number])
             if job.progress is not None:
-                job.progress(done, total - len(indexed), spans[number][-1:] and job.loader.group(spans[number][-1]))
+                job.progress(done, total - len(indexed), job.loader.group(spans[number][-1]))
         unread = [row for number in mine for row in read_notes(parts.path(number))["bad"]]
         parts.merge(mine, {KEY: _notes(parts.plan, unread)})
         parts.remove()

@@ -9,11 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from rasterio._err import CPLE_BaseError  # what GDAL's own errors are; rasterio.errors has no public base for them
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.warp import transform as transform_coordinates
+from torch import Tensor
 
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.loader import Loader, Statistics
 from maskwright.core.sample import BadFile, Meta, Sample
-from maskwright.remote_sensing.raster import SUFFIXES, Header, read_classes_onto, read_colours
+from maskwright.remote_sensing.indices import normalised_differences
+from maskwright.remote_sensing.raster import SUFFIXES, Box, Header, read_classes_onto, read_colours
+from maskwright.remote_sensing.scenes import RasterScene, raster_scenes
 from maskwright.remote_sensing.statistics import cached, compute, fingerprint
 from maskwright.remote_sensing.windows import Windows
 
@@ -63,8 +70,24 @@ class RasterLoader(Loader):
     def _files(self) -> list[str]:
         """All files that samples are read from."""
 
+    @abstractmethod
+    def _image(self, number: int) -> tuple[str, list[str], Header]:
+        """Name, files and grid of an image."""
+
+    @abstractmethod
+    def _window(self, number: int, box: Box, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        """A window of an image, resampled to `shape`: {name: (C, h, w)} float32, NaN where there is no data."""
+
     def __len__(self) -> int:
         return len(self.windows)
+
+    @classmethod
+    def scene_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Without a window size, so that images smaller than a window are not left out."""
+        return {**{name: value for name, value in options.items() if name != "crop"}, "size": None}
+
+    def scenes(self) -> list[RasterScene]:
+        return raster_scenes(self)
 
     def statistics(self) -> dict[str, Statistics]:
         if self._statistics is None:
@@ -109,6 +132,25 @@ class RasterLoader(Loader):
     def legend(self, path: Path) -> dict[int, tuple[str, tuple[int, int, int]]]:
         first = path if path.is_file() else next((file for file in sorted(path.rglob("*")) if _is_raster(file)), None)
         return {code: (str(code), colour) for code, colour in read_colours(str(first)).items()} if first else {}
+
+    def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+        """Statistics of each band and, for Sentinel-2, of the usual indices (NDVI ...); and the raw pixels."""
+        features = super().simple_features(sample, cells)
+        renamed = {"band statistics": features["channel statistics"]}
+        indices = normalised_differences(sample, self.spec)
+        if indices is not None:
+            more = super().simple_features(Sample({"indices": indices}, sample.meta), cells)["channel statistics"]
+            renamed = {"band and index statistics": torch.cat([features["channel statistics"], more], dim=-1)}
+        if "raw values" in features:
+            renamed["raw pixels"] = features["raw values"]
+        return renamed
+
+    def to_lonlat(self, crs: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            longitude, latitude = transform_coordinates(CRS.from_string(crs), CRS.from_epsg(4326), x, y)
+        except (RasterioError, CPLE_BaseError):  # a local system that nothing ties to the Earth
+            return super().to_lonlat(crs, x, y)
+        return np.asarray(longitude), np.asarray(latitude)
 
     def _refuse_empty(self, what: str) -> None:
         if not len(self):

@@ -19,13 +19,15 @@ from maskwright.remote_sensing.image import Source
 from maskwright.remote_sensing.inspection import inspect_images, inspect_pairs
 from maskwright.remote_sensing.pairs import find_pairs, may_hold_pairs
 from maskwright.remote_sensing.pictures import draw
-from maskwright.remote_sensing.raster import SUFFIXES
+from maskwright.remote_sensing.raster import SUFFIXES, Box, Header
 from maskwright.remote_sensing.sources import check_same_bands, find_sources, holds_rasters, source_of
 from maskwright.remote_sensing.statistics import spread
-from maskwright.remote_sensing.windows import flips, jitter, scaled, window_transform
+from maskwright.remote_sensing.windows import flips, jitter, middle, scaled, window_transform
 
 UNIT_WINDOWS = 8
 """Windows that are looked at to tell decibels from linear power."""
+UNIT_SIZE = 512
+"""Largest side of such a window in pixels."""
 
 
 class GeoTiffLoader(RasterLoader):
@@ -90,17 +92,24 @@ class GeoTiffLoader(RasterLoader):
     def sources(self, index: int) -> list[str]:
         return self.images[self.windows[index][0]].files
 
+    def _image(self, number: int) -> tuple[str, list[str], Header]:
+        image = self.images[number]
+        return image.name, image.files, image.header
+
+    def _window(self, number: int, box: Box, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        array = self.images[number].read(box, shape)
+        if self._zero_is_nodata:
+            blank_zeros(array)
+        if self.scale != 1:
+            array *= np.float32(self.scale)
+        return {"image": array}
+
     def _raw(self, index: int, generator: torch.Generator | None) -> tuple[dict[str, np.ndarray], Meta]:
         number, box = self.windows[index]
         image = self.images[number]
         if generator is not None:
             box = jitter(box, image.header, generator, self.aligned)
-        array = image.read(box)
-        if self._zero_is_nodata:
-            blank_zeros(array)
-        if self.scale != 1:
-            array *= np.float32(self.scale)
-        arrays, transform = {"image": array}, window_transform(image.header, box, box[2:])
+        arrays, transform = self._window(number, box, box[2:]), window_transform(image.header, box, box[2:])
         if generator is not None and self.flip:
             arrays, transform = flips(arrays, transform, generator)
         meta = Meta(image.files[0], image.name, index, box, image.header.crs, transform)
@@ -197,6 +206,7 @@ class PairLoader(RasterLoader):
             for index in spread(len(self), UNIT_WINDOWS):
                 number, box = self.windows[index]
                 _, optical, sar, same_grid = self.pairs[number]
+                box = middle(box, UNIT_SIZE)  # whole images may be one window
                 try:
                     values = sar.read(box) if same_grid else sar.read_onto(optical.header, box, box[2:])
                 except DataError:
@@ -206,6 +216,18 @@ class PairLoader(RasterLoader):
             self._unit = "linear" if lowest and min(lowest) >= 0 else "db"
         return self._unit
 
+    def _image(self, number: int) -> tuple[str, list[str], Header]:
+        name, optical, sar, _ = self.pairs[number]
+        return name, [*optical.files, *sar.files], optical.header
+
+    def _window(self, number: int, box: Box, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        _, optical, sar, same_grid = self.pairs[number]
+        radar = sar.read(box, shape) if same_grid else sar.read_onto(optical.header, box, shape)
+        return {
+            "optical": blank_zeros(optical.read(box, shape)),
+            "sar": to_decibels(radar) if self.sar_unit() == "linear" else radar,
+        }
+
     def _raw(self, index: int, generator: torch.Generator | None) -> tuple[dict[str, np.ndarray], Meta]:
         number, box = self.windows[index]
         name, optical, sar, same_grid = self.pairs[number]
@@ -214,12 +236,7 @@ class PairLoader(RasterLoader):
             box = scaled(box, optical.header, self.crop, generator)
         elif generator is not None:
             box = jitter(box, optical.header, generator, aligned=False)
-        radar = sar.read(box, shape) if same_grid else sar.read_onto(optical.header, box, shape)
-        arrays = {
-            "optical": blank_zeros(optical.read(box, shape)),
-            "sar": to_decibels(radar) if self.sar_unit() == "linear" else radar,
-        }
-        transform = window_transform(optical.header, box, shape)
+        arrays, transform = self._window(number, box, shape), window_transform(optical.header, box, shape)
         if generator is not None and self.flip:
             arrays, transform = flips(arrays, transform, generator)
         extra = {"sar_source": sar.files[0], "sar_unit_in_file": self.sar_unit(), "resampled": not same_grid}

@@ -64,6 +64,13 @@ class Windows:
         return image, (min(row * size, header.height - size), min(column * size, header.width - size), size, size)
 
 
+def middle(box: Box, size: int) -> Box:
+    """The middle of a window, at most `size` pixels a side."""
+    row, column, height, width = box
+    rows, columns = min(height, size), min(width, size)
+    return row + (height - rows) // 2, column + (width - columns) // 2, rows, columns
+
+
 def jitter(box: Box, header: Header, generator: torch.Generator, aligned: bool) -> Box:
     """Move a window at random by up to half its size, inside the image; inside its own tile of the file if `aligned`."""
     moved = []

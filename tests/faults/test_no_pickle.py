@@ -14,6 +14,7 @@ from maskwright.core.recipe import load_recipe, make_recipe
 from maskwright.core.trainer import checkpoint
 from maskwright.core.trainer.run import load_encoder
 from maskwright.remote_sensing.methods.croma_published import load_published
+from tests.conftest import write_images
 
 SOURCES = sorted(Path(maskwright.__file__).parent.rglob("*.py"))
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -104,3 +105,15 @@ def test_hostile_array(tmp_path, mark):
     np.save(tmp_path / "b.npy", np.array([Bomb(mark)], dtype=object), allow_pickle=True)
     with pytest.raises(MaskwrightError, match="cannot be read"):
         NpyLoader(tmp_path).read(1)
+
+
+def test_hostile_labels(tmp_path, mark):
+    import numpy as np
+
+    import maskwright as mw
+
+    np.save(tmp_path / "labels.npy", np.array([Bomb(mark)] * 12, dtype=object), allow_pickle=True)
+    images = write_images(tmp_path / "images")
+    task = mw.component("task", "classification")(labels=str(tmp_path / "labels.npy"))
+    with pytest.raises(MaskwrightError, match=r"labels\.npy"):
+        task.targets(mw.open_data(images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from maskwright.core.errors import ConfigError
-from maskwright.core.trainer.files import remove_leftovers
+from maskwright.core.trainer.files import DiskFullError, remove_leftovers
 from maskwright.core.trainer.run import Run
 
 WRITING_SECONDS = 2.0
@@ -38,7 +39,7 @@ def held(lock: Path, what: Path) -> Iterator[None]:
     """Hold `what` for this process by the file `lock`. A lock that a dead process left behind is taken over.
 
     Raises:
-        ConfigError: a living process holds it.
+        ConfigError: a living process holds it. DiskFullError: not even the lock fits.
     """
     while True:
         try:
@@ -47,6 +48,13 @@ def held(lock: Path, what: Path) -> Iterator[None]:
             break
         except FileExistsError:
             _refuse_or_clear(lock, what)
+        except OSError as error:
+            lock.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(
+                    f"{what}: not begun, the disk of {lock.parent} is full. Free some space."
+                ) from error
+            raise
     try:
         yield
     finally:
