@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(world, tmp_path):
         finetune(run, labels=spec, settings=["budjet.steps=3"])
     with pytest.raises(ConfigError, match=r"task\.lables: there is no such option"):
         finetune(run, labels=spec, settings=["task.lables=x"])
-    with pytest.raises(ConfigError, match="holdout=1.5"):
+    with pytest.raises(ConfigError, match=r"holdout=1\.5"):
         finetune(run, labels=spec, holdout=1.5)
     with pytest.raises(ConfigError, match="needs labels"):
         finetune(run, task="segmentation")

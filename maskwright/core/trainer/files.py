@@ -16,6 +16,13 @@ class DiskFullError(MaskwrightError):
     """A file could not be written for want of space; what was there before is whole."""
 
 
+def _mode() -> int:
+    """Permissions of a new file, as the process's umask has them."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder; on success it is synced and renamed to `path`, on failure removed.
@@ -28,6 +35,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(_mode())  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:

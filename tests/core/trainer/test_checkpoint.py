@@ -119,3 +119,12 @@ def test_optimizer_state_survives(tmp_path):
     checkpoints.restore_optimizer(other_optimizer, loaded.part("optimizer"))
     train(other, other_optimizer, 2)
     assert torch.equal(layer.weight, other.weight)
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    old = os.umask(0o027)
+    try:
+        checkpoints.save(tmp_path, Checkpoint(1, {"method.w": torch.ones(2)}))
+    finally:
+        os.umask(old)
+    assert (tmp_path / "last.safetensors").stat().st_mode & 0o777 == 0o640
