@@ -133,7 +133,7 @@ def test_held_out_groups_are_whole(world):
 
 
 def test_what_does_not_fit_is_said_before_anything_is_trained(world, tmp_path):
-    run, data, labels = world
+    run, _, labels = world
     spec = f"{labels}:bright"
     with pytest.raises(ConfigError, match=r'budget\.stps: there is no such option\. Did you mean "steps"'):
         finetune(run, labels=spec, settings=["budget.stps=3"])

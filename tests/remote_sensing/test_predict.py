@@ -252,7 +252,7 @@ def test_bands_in_another_order_are_refused(tmp_path):
     random_scene(data / "a.tif", 64, 64, band_names=("B2", "B3"))
     model = patch_local_model(tmp_path / "model", GeoTiffLoader(data, size=32))
     random_scene(tmp_path / "new" / "a.tif", 64, 64, band_names=("B3", "B2"))
-    with pytest.raises(ConfigError, match="channels B2, B3, but .* gives B3, B2"):
+    with pytest.raises(ConfigError, match=r"channels B2, B3, but .* gives B3, B2"):
         predict(model, tmp_path / "new", tmp_path / "out")
     assert predict(model, tmp_path / "new", tmp_path / "out", settings=["data.bands=[B2, B3]"]).made == 1
 

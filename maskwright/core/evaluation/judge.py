@@ -12,6 +12,7 @@ from maskwright.core.encoder.base import Encoder
 from maskwright.core.encoder.outside import fresh
 from maskwright.core.errors import ConfigError, DataError, TrainingStopped
 from maskwright.core.evaluation.features import Survey, encode, labels_of_items, survey
+from maskwright.core.evaluation.heads import Budget, predict_samples, train_model
 from maskwright.core.evaluation.leaks import find_leaks, shared_groups
 from maskwright.core.evaluation.metrics import by_group, retrieval_statistics, statistics
 from maskwright.core.evaluation.protocol import FeatureProtocol, FineTune, Problem, Protocol, Training
@@ -231,12 +232,19 @@ class Judge:
         seed: int,
         layer_decay: float | None,
     ) -> None:
-        from maskwright.core.evaluation.heads import Budget, predict_samples, train_model
-
         known = self.known
         spent = Budget(budget.steps, budget.batch_size, budget.lr, budget.weight_decay, layer_decay)
+        # a training window that is moved at random could reach into a test block of the same image
+        whole_groups = self.design.split == "group" and self.design.buffer == 0
         model = train_model(
-            encoder, self.targets, self.loader, known.indices[train].tolist(), spent, seed, self.design.device
+            encoder,
+            self.targets,
+            self.loader,
+            known.indices[train].tolist(),
+            spent,
+            seed,
+            self.design.device,
+            augment=whole_groups or self.design.given is not None,
         )
         where = {int(index): at for at, index in enumerate(known.indices)}
         for index, says in predict_samples(

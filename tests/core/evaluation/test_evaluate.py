@@ -296,3 +296,32 @@ class _Oracle(mw.Encoder):
 
         pooled = self(self.tokenize(batch))
         return Embedding(pooled, pooled[:, None], Grid((1,)))
+
+
+@pytest.mark.parametrize(("split", "moves"), [("group", True), ("block:560", False)])
+def test_training_windows_never_move_into_a_test_block(tmp_path, monkeypatch, split, moves):
+    """Moved at random, a window of a spatial block would show its network pixels of the next one."""
+    import maskwright.core.evaluation.judge as judging
+
+    asked = []
+
+    def spy(encoder, targets, loader, indices, budget, seed, device, augment):
+        asked.append(augment)
+        return real(encoder, targets, loader, indices, budget, seed, device, augment=augment)
+
+    real = judging.train_model
+    monkeypatch.setattr(judging, "train_model", spy)
+    samples = "maskwright/remote_sensing/samples/terramesh"
+    mw.evaluate(
+        encoder=_small_vit(), data=f"{samples}/S1", task="land-cover", labels=f"{samples}/LULC", protocols=["knn"], seeds=1,
+        folds=2, split=split, settings={"data.loader": "geotiff", "data.size": 56, "finetune.steps": 2},
+        baselines=["supervised"], out=tmp_path / "out",
+    )  # fmt: skip
+    assert asked == [moves, moves]
+
+
+def _small_vit():
+    from maskwright.core.encoder import VisionTransformer
+
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=56, patch_size=8, in_chans=2, embed_dim=16, depth=1, num_heads=2).eval()

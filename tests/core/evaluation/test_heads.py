@@ -207,7 +207,7 @@ def test_one_seed_gives_one_model_bit_by_bit_and_leaves_the_global_generator_alo
 
 
 def test_labels_and_numbers_are_learned_in_their_own_units(digit_loader):
-    loader, targets = digit_loader
+    loader, _ = digit_loader
     means = loader.images.mean((1, 2, 3)).numpy() * 1000 + 5000
     numbers = Targets("regression", ("brightness",), means[:, None].astype(np.float64))
     model = train_model(vit(), numbers, loader, range(300), Budget(steps=100, lr=2e-3), seed=0)
