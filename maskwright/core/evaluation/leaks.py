@@ -18,6 +18,8 @@ NEAR_CORRELATION = 0.85
 """... and a correlation of their thumbnails above this makes them near duplicates."""
 OVERLAP = 0.01
 """Share of the smaller footprint from which two windows overlap."""
+MAX_PAIRS = 10_000
+"""Pairs of a kind that are listed; an archive of copies would have millions."""
 SIDE = 16
 """Side of a thumbnail in pixels."""
 
@@ -75,7 +77,7 @@ def find_identical(prints: Sequence[Fingerprint], sides: Sequence[str]) -> list[
     return leaks
 
 
-def find_near(prints: Sequence[Fingerprint], sides: Sequence[str], limit: int = 10_000) -> list[Leak]:
+def find_near(prints: Sequence[Fingerprint], sides: Sequence[str], limit: int = MAX_PAIRS) -> list[Leak]:
     """Pairs of pictures of different sides that look alike, and are not identical."""
     where = [at for at, print_ in enumerate(prints) if print_.perceptual is not None]
     if len(where) < 2:
@@ -115,8 +117,26 @@ def footprint(meta: Meta) -> tuple[str, float, float, float, float] | None:
     return meta.crs, min(xs), min(ys), max(xs), max(ys)
 
 
-def find_overlaps(metas: Sequence[Meta], sides: Sequence[str]) -> list[Leak]:
-    """Pairs of windows of different sides that share ground. Windows that only touch do not."""
+class _Sides:
+    """Which sides leaks have tied together so far, so that of very many pairs only those that tie more are kept."""
+
+    def __init__(self, sides: Sequence[str]) -> None:
+        self.of_sample = np.unique(np.asarray(sides), return_inverse=True)[1]
+        self.root = np.arange(self.of_sample.max(initial=0) + 1)
+
+    def tie(self, first: int, second: int) -> None:
+        a, b = self.root[self.of_sample[first]], self.root[self.of_sample[second]]
+        if a != b:
+            self.root[self.root == b] = a
+
+
+def find_overlaps(metas: Sequence[Meta], sides: Sequence[str], limit: int = MAX_PAIRS) -> list[Leak]:
+    """Pairs of windows of different sides that share ground. Windows that only touch do not.
+
+    Args:
+        limit: pairs that are all listed; of more, only those between sides that no listed pair ties together yet.
+    """
+    tied = _Sides(sides)
     boxes = [(at, box) for at, meta in enumerate(metas) if (box := footprint(meta)) is not None]
     boxes.sort(key=lambda item: (item[1][0], item[1][1]))
     lefts = np.array([box[1] for _, box in boxes])
@@ -127,6 +147,7 @@ def find_overlaps(metas: Sequence[Meta], sides: Sequence[str]) -> list[Leak]:
         while end < len(boxes) and boxes[end][1][0] == boxes[start][1][0]:
             end += 1
         table = np.array([box[1:] for _, box in boxes[start:end]])
+        places = np.array([at for at, _ in boxes[start:end]])
         areas = np.maximum((table[:, 2] - table[:, 0]) * (table[:, 3] - table[:, 1]), 1e-12)
         for i in range(end - start):
             stop = int(np.searchsorted(lefts[start:end], table[i, 2], side="left"))
@@ -134,10 +155,14 @@ def find_overlaps(metas: Sequence[Meta], sides: Sequence[str]) -> list[Leak]:
             wide = np.minimum(table[others, 2], table[i, 2]) - np.maximum(table[others, 0], table[i, 0])
             high = np.minimum(table[others, 3], table[i, 3]) - np.maximum(table[others, 1], table[i, 1])
             share = np.maximum(wide, 0) * np.maximum(high, 0) / np.minimum(areas[others], areas[i])
-            for j in others[share > OVERLAP]:
-                a, b = sorted((boxes[start + i][0], boxes[start + int(j)][0]))
-                if sides[a] != sides[b]:
+            found = (share > OVERLAP) & (tied.of_sample[places[others]] != tied.of_sample[places[i]])
+            if len(leaks) >= limit:
+                found &= tied.root[tied.of_sample[places[others]]] != tied.root[tied.of_sample[places[i]]]
+            for j in others[found]:
+                a, b = sorted((int(places[i]), int(places[j])))
+                if len(leaks) < limit or tied.root[tied.of_sample[a]] != tied.root[tied.of_sample[b]]:
                     leaks.append(Leak("overlap", a, b, f"{share[j - i - 1]:.0%} of the smaller"))
+                    tied.tie(a, b)
         start = end
     return leaks
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import maskwright as mw
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.evaluation.leaks import find_leaks, fingerprint, shared_groups
+from maskwright.core.evaluation.leaks import find_leaks, find_overlaps, fingerprint, shared_groups
 from maskwright.core.evaluation.splits import (
     Fold,
     check_fractions,
@@ -162,3 +162,12 @@ def test_a_group_on_both_sides_of_a_given_split_is_named(what):
     train = [Meta("a", what), Meta("b", "other")]
     assert shared_groups(train, [Meta("c", what), Meta("d", "third")]) == [what]
     assert shared_groups(train, [Meta("d", "third")]) == []
+
+
+def test_of_very_many_overlaps_enough_are_kept_to_join_all_groups():
+    metas = [_meta(n, column=n % 40, source=f"{n}.tif") for n in range(400)]  # all on one spot
+    sides = [meta.group for meta in metas]
+    leaks = find_overlaps(metas, sides, limit=100)
+    assert 100 <= len(leaks) <= 100 + 400
+    assert set(join(sides, [(leak.first, leak.second) for leak in leaks])) == {"g0"}
+    assert len(find_overlaps(metas, sides, limit=10**6)) == 400 * 399 / 2
