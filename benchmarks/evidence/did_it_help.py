@@ -29,6 +29,8 @@ from maskwright.core.evaluation.report import score_rows
 
 RESULT = Path(__file__).parents[1] / "results" / "did_it_help.json"
 PAGE = Path(__file__).parents[2] / "docs" / "did-it-help.md"
+PLACES = ("encoder", "data", "test", "labels")
+"""Facts that name files of one machine."""
 START, END = "<!-- figures: python -m benchmarks.evidence.did_it_help --page -->", "<!-- end of figures -->"
 
 
@@ -194,7 +196,8 @@ def main() -> None:
             print(f"  {note}")
         seconds = time.perf_counter() - started
         print(f"  {seconds:.0f} s")
-        stored[name] = {**result.table.as_dict(), "headline": result.headline, "seconds": seconds}
+        stored[name] = {**result.table.as_dict(), "headline": result.headline, "seconds": round(seconds)}
+        stored[name]["notes"] = [note.replace(f"{arguments.data}/", "") for note in result.table.notes]
         stored[name]["facts"] = {
             k: v for k, v in result.facts.items() if k not in ("encoder", "data", "test", "labels")
         }

@@ -140,7 +140,7 @@ def find_overlaps(metas: Sequence[Meta], sides: Sequence[str], limit: int = MAX_
     boxes = [(at, box) for at, meta in enumerate(metas) if (box := footprint(meta)) is not None]
     boxes.sort(key=lambda item: (item[1][0], item[1][1]))
     lefts = np.array([box[1] for _, box in boxes])
-    leaks = []
+    leaks: list[Leak] = []
     start = 0
     while start < len(boxes):
         end = start
