@@ -24,6 +24,9 @@ from maskwright.core.trainer.data import derive_seed
 C_VALUES = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty among which the linear probe chooses."""
 
+MAX_DISTANCES = 8_000_000
+"""Distances between test and training items that are in memory at once."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -127,11 +130,12 @@ class Neighbours(FeatureProtocol):
         )
         values = training.y if training.y.ndim > 1 else one_hot(training.y, problem.outputs)
         out = np.empty((len(test_x), values.shape[1]), np.float32)
-        for start in range(0, len(test_x), 4096):
-            distance, index = search.kneighbors(scaler.transform(test_x[start : start + 4096]))
+        rows = max(64, MAX_DISTANCES // len(training.x))  # the matrix of distances is what takes memory
+        for start in range(0, len(test_x), rows):
+            distance, index = search.kneighbors(scaler.transform(test_x[start : start + rows]))
             weights = np.clip(1 - distance, 0, None) + 1e-6
             weights /= weights.sum(1, keepdims=True)
-            out[start : start + 4096] = np.einsum("mk,mkc->mc", weights, values[index])
+            out[start : start + rows] = np.einsum("mk,mkc->mc", weights, values[index])
         return out
 
 
