@@ -24,7 +24,7 @@ from maskwright.core.errors import ConfigError, MaskwrightError
 from maskwright.core.loader import Loader
 from maskwright.core.parts import KEY, Parts, read_notes, room_for
 from maskwright.core.sample import BadFile, Batch, Sample
-from maskwright.core.trainer.data import SampleReader, _quiet_worker, collate_or_error
+from maskwright.core.trainer.data import SampleReader, quiet_worker, collate_or_error
 from maskwright.core.trainer.files import DiskFullError, write_text
 
 PART_SAMPLES = 2048
@@ -114,7 +114,7 @@ def _read(loader: Loader, ranges: Sequence[range], batch_size: int, workers: int
             batch_sampler=_Batches(ranges, batch_size),
             collate_fn=_collate,
             num_workers=workers,
-            worker_init_fn=_quiet_worker if workers else None,
+            worker_init_fn=quiet_worker if workers else None,
         )
     )
 

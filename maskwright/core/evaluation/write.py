@@ -82,6 +82,11 @@ def write_evaluation(result: Evaluation, folder: Path, run: Run | None) -> Path:
     return folder
 
 
+def _short(place: str) -> str:
+    """The last two parts of a path; the facts at the end of the page have the whole of it."""
+    return "/".join(Path(place).parts[-2:])
+
+
 def _page(result: Evaluation, environment: dict[str, Any]) -> str:
     facts, table = result.facts, result.table
     kind, metric = facts["kind"], facts["metric"]
@@ -96,7 +101,7 @@ def _page(result: Evaluation, environment: dict[str, Any]) -> str:
     return render(
         "evaluation.html",
         title=f"Did it help? {facts['task']}",
-        subtitle=f"{facts['encoder']} on {facts['data']}; maskwright {environment.get('maskwright', '')}, "
+        subtitle=f"{_short(facts['encoder'])} on {_short(facts['data'])}; maskwright {environment.get('maskwright', '')}, "
         f"{environment.get('created', '')}",
         headline=result.headline,
         warnings=warnings,

@@ -130,7 +130,7 @@ def collate_or_error(samples: Sequence[Sample | BadFile]) -> Batch | ConfigError
         return error
 
 
-def _quiet_worker(_: int) -> None:
+def quiet_worker(_: int) -> None:
     # Clusters and terminals signal all processes of a job, but only the main one decides to checkpoint and stop, and
     # needs its workers until then. A second SIGTERM is the main process ending a worker that hangs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -147,7 +147,7 @@ def make_dataloader(
         batch_sampler=StepSampler(plan, seed, start, rank),
         collate_fn=collate_or_error,
         num_workers=workers,
-        worker_init_fn=_quiet_worker if workers else None,
+        worker_init_fn=quiet_worker if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
     )
@@ -171,7 +171,7 @@ def read_batches(
         batch_sampler=keys,
         collate_fn=collate_or_error,
         num_workers=workers,
-        worker_init_fn=_quiet_worker if workers else None,
+        worker_init_fn=quiet_worker if workers else None,
     )
     for batch in batches:
         if isinstance(batch, ConfigError):
