@@ -24,7 +24,7 @@ from maskwright.core.errors import ConfigError, MaskwrightError
 from maskwright.core.loader import Loader
 from maskwright.core.parts import KEY, Parts, read_notes, room_for
 from maskwright.core.sample import BadFile, Batch, Sample
-from maskwright.core.trainer.data import SampleReader, quiet_worker, collate_or_error
+from maskwright.core.trainer.data import SampleReader, collate_or_error, quiet_worker
 from maskwright.core.trainer.files import DiskFullError, write_text
 
 PART_SAMPLES = 2048
