@@ -16,15 +16,14 @@ from typing import Any, Literal
 
 import torch
 
-from maskwright.core.build import open_loader
-from maskwright.core.embed_shards import checked_out, parse_shard, shard_path
+from maskwright.core.embed_shards import checked_out
 from maskwright.core.embed_work import Embedded, Progress, Work
 from maskwright.core.encoder.base import Encoder
 from maskwright.core.errors import ConfigError, nearest
-from maskwright.core.host import get_host
+from maskwright.core.evaluation.open import open_run_data
 from maskwright.core.loader import Loader
-from maskwright.core.parts import Parts
-from maskwright.core.recipe import merge, parse_settings
+from maskwright.core.parts import Parts, parse_shard, shard_path
+from maskwright.core.recipe import parse_settings
 from maskwright.core.sample import check_inputs
 from maskwright.core.trainer.precision import resolve_accelerator
 from maskwright.core.trainer.run import Run, describe_environment
@@ -158,18 +157,9 @@ def open_data(
     unknown = [name for name in sections if name != "data"]
     if unknown:
         raise ConfigError(f"{unknown[0]}: only data.OPTION can be set here.{nearest(unknown[0], ['data'])}")
-    options = dict(sections.get("data", {}))
     opened = _run_of(run)
-    if opened is None:
-        if data is None:
-            raise ConfigError("Give the data to embed with --data PATH.")
-        return str(data), *open_loader(data, options.pop("loader", "auto"), **options)
-    section = opened.recipe().data
-    path = str(data) if data is not None else section.path
-    name = options.pop("loader", section.loader)
-    if name != "auto" and get_host().component("loader", name).name == section.loader:
-        options = merge(section.options, options)
-    return path, *open_loader(path, name, **options)
+    name, _, loader = open_run_data(opened, data, sections.get("data", {}))
+    return str(data) if data is not None or opened is None else opened.recipe().data.path, name, loader
 
 
 def open_model(run: Run | str | Path | Encoder, loader: Loader) -> Encoder:

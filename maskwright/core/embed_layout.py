@@ -21,39 +21,15 @@ from maskwright.core.encoder.base import Embedding, Encoder
 from maskwright.core.errors import ConfigError, DataError, nearest
 from maskwright.core.loader import Loader
 from maskwright.core.sample import BadFile, Meta, Sample
+from maskwright.core.statistics import spread
 from maskwright.core.trainer.data import SampleReader
 
 PROBES = 16
 """Samples, spread evenly, that decide which columns there are."""
 TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string()}
+PLACES = ("token_x", "token_y", "token_z")
+"""Columns of the coordinates of scattered tokens."""
 AXES = {1: ("token_position",), 2: ("token_row", "token_column"), 3: ("token_depth", "token_row", "token_column")}
-RESERVED = frozenset(
-    [
-        "index",
-        "source",
-        "sources",
-        "group",
-        "window_row",
-        "window_column",
-        "window_height",
-        "window_width",
-        "x",
-        "y",
-        "crs",
-        "label",
-        "extra",
-        "token",
-        "token_position",
-        "token_depth",
-        "token_row",
-        "token_column",
-        "token_x",
-        "token_y",
-        "token_z",
-        "embedding",
-        "geometry",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -108,6 +84,14 @@ class Layout:
         return pa.schema(fields)
 
 
+RESERVED = frozenset(
+    name
+    for axes in [*AXES.values(), PLACES]
+    for name in Layout(1, False, "text", {}, several=True, geographic=True, axes=axes).schema.names
+)
+"""Names of our own columns, which no identifier of a loader may take."""
+
+
 def kind_of(value: Any) -> str:
     """Name of the column type that a value fits, or "" if none."""
     if isinstance(value, (bool, np.bool_)):
@@ -149,7 +133,7 @@ def decide_layout(loader: Loader, encoder: Encoder, part: str, tokens: bool, hal
     positions = embedding.grid.positions
     dimensions = embedding.grid.ndim if positions is None else positions.shape[-1]
     if positions is not None:
-        axes = tuple(f"token_{letter}" for letter in "xyz"[:dimensions])
+        axes = PLACES[:dimensions]
     else:
         axes = AXES.get(dimensions, tuple(f"token_axis_{axis}" for axis in range(dimensions)))
     centres = {}
@@ -178,13 +162,13 @@ def _some_samples(loader: Loader) -> list[tuple[int, Sample]]:
         raise DataError(loader.bad_files[0].path if loader.bad_files else "data", "there is no usable sample")
     reader = SampleReader(loader, 0)
     found: list[tuple[int, Sample]] = []
-    spread = sorted({round(i) for i in np.linspace(0, len(loader) - 1, PROBES)})
-    for indices in (spread, range(len(loader))):
+    probes = spread(len(loader), PROBES)
+    for indices in (probes, range(len(loader))):
         for index in indices:
             item = reader[(None, index)]
             if isinstance(item, Sample):
                 found.append((index, item))
-                if indices is not spread:
+                if indices is not probes:
                     break
         if found:
             break

@@ -9,24 +9,8 @@ import pyarrow.parquet as pq
 
 from maskwright.core.embed_work import Embedded, bad_path, file_metadata, hull
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.parts import Parts, differences, read_notes, stream_together
+from maskwright.core.parts import Parts, differences, read_notes, shard_path, stream_together
 from maskwright.core.trainer.files import write_text
-
-
-def parse_shard(shard: str | tuple[int, int]) -> tuple[int, int]:
-    """(i, n) of "i/n", 1 <= i <= n."""
-    if isinstance(shard, str):
-        first, slash, last = shard.partition("/")
-        if not (slash and first.isdigit() and last.isdigit()):
-            raise ConfigError(f'shard="{shard}": write I/N, such as 1/4 for the first of four shares.')
-        shard = int(first), int(last)
-    if not 1 <= shard[0] <= shard[1]:
-        raise ConfigError(f"shard={shard[0]}/{shard[1]}: the number of a share lies between 1 and how many there are.")
-    return shard
-
-
-def shard_path(out: Path, number: int, count: int) -> Path:
-    return out.with_name(f"{out.stem}-{number}-of-{count}{out.suffix}")
 
 
 def checked_out(out: str | Path) -> Path:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from maskwright.core.huggingface import CONFIG, PREPROCESSOR, WEIGHTS, write_hug
 from maskwright.core.model_card import Facts, gather, write_card
 from maskwright.core.onnx_export import export_onnx, random_inputs, require_onnx
 from maskwright.core.sample import collate
-from maskwright.core.trainer.files import write_text, write_with
+from maskwright.core.trainer.files import refuse_full, whole_folder, write_text, write_with
 from maskwright.core.trainer.run import Run
 
 FORMATS = ("safetensors", "onnx", "huggingface")
@@ -75,32 +72,12 @@ def export(
         require_onnx()
     source = run.path if isinstance(run, Run) else Path(run)
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists already and is not empty. Choose another folder with --out.")
+    refuse_full(target)
     encoder = open_encoder(source, trust=trust)
     facts = gather(encoder, source)
-    with _whole_folder(target) as folder:
+    with whole_folder(target) as folder:
         check = _write(facts, source, folder, wanted, size)
     return Exported(target, sorted(target.iterdir()), check)
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`; renamed to it on success, removed on failure."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())  # temporary folders are closed to others
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write(facts: Facts, source: Path, folder: Path, formats: Sequence[str], size: Any) -> dict[str, Any]:

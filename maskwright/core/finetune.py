@@ -15,15 +15,16 @@ import torch
 from maskwright.core.encoder.outside import open_encoder
 from maskwright.core.errors import ConfigError, DataError, nearest
 from maskwright.core.evaluation.heads import Budget, TaskModel, predict_samples, train_model
-from maskwright.core.evaluation.metrics import METRICS, statistics
-from maskwright.core.evaluation.open import open_labelled, open_task
-from maskwright.core.evaluation.task import IGNORE, Targets
+from maskwright.core.evaluation.metrics import METRICS, pixel_statistics, statistics
+from maskwright.core.evaluation.open import open_run_data, open_task
+from maskwright.core.evaluation.task import Targets
 from maskwright.core.loader import Loader
 from maskwright.core.options import check_options, fail_if_any
 from maskwright.core.recipe import DataSection, MethodSection, Recipe, merge, parse_settings
 from maskwright.core.sample import check_inputs
-from maskwright.core.task_folder import TaskFolder, load_task_model, refuse_full, save_task_model
+from maskwright.core.task_folder import TaskFolder, load_task_model, save_task_model
 from maskwright.core.trainer.data import generator_for
+from maskwright.core.trainer.files import free_folder, refuse_full
 from maskwright.core.trainer.precision import resolve_accelerator
 from maskwright.core.trainer.run import Run
 
@@ -81,7 +82,7 @@ def finetune(
     sections = parse_settings(settings)
     spent = _budget(sections, budget)
     opened = Run.open(run) if isinstance(run, (str, Path)) else run
-    loader_name, data_options, loader = open_labelled(opened, data, sections.get("data", {}))
+    loader_name, data_options, loader = open_run_data(opened, data, sections.get("data", {}))
     task_name, task_options, made = open_task(task, labels, sections.get("task", {}))
     folder = _folder(opened, encoder, task_name, out)
     targets = made.targets(loader)
@@ -136,11 +137,7 @@ def _folder(run: Run | None, encoder: str | Path | None, task: str, out: str | P
         return Path(out)
     name = str(encoder).rstrip("/").replace("/", "-").replace(":", "-").split(",")[0]
     base = run.path / "tasks" / task if run is not None else Path("tasks") / f"{name}-{task}"
-    number, folder = 1, base
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
+    return free_folder(base)
 
 
 def _recipe(run: Run | None, encoder: Any, data: str, loader: str) -> Recipe:
@@ -198,20 +195,16 @@ def score_on(
 ) -> dict[str, float] | None:
     """Metrics of the task's kind on some samples, by name; None where none of them can be read."""
     sums: np.ndarray | None = None
-    classes = targets.outputs
     for index, says in predict_samples(model, loader, indices, device=device):
         if targets.read is not None:
             try:
-                truth = targets.read(loader.read(index))
+                stats = pixel_statistics(targets.read(loader.read(index)), says.argmax(0), targets.outputs)
             except DataError:
                 continue
-            known = truth != IGNORE
-            pairs = truth[known] * classes + says.argmax(0)[known]
-            stats = np.bincount(pairs, minlength=classes * classes).astype(np.float64)
         else:
             assert targets.values is not None
             predicted = np.array([says.argmax()]) if targets.kind == "classification" else says[None]
-            stats = statistics(targets.kind, targets.values[[index]], predicted, classes)[0]
+            stats = statistics(targets.kind, targets.values[[index]], predicted, targets.outputs)[0]
         sums = stats if sums is None else sums + stats
     if sums is None:
         return None

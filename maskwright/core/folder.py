@@ -13,6 +13,7 @@ from torch import Tensor
 from maskwright.core.errors import DataError, MaskwrightError
 from maskwright.core.loader import Loader, Statistics
 from maskwright.core.sample import BadFile, Meta, Sample
+from maskwright.core.statistics import Running, spread
 
 MAX_FILES = 1000
 """Files that statistics are taken from, spread evenly over all."""
@@ -113,9 +114,9 @@ class FolderLoader(Loader):
 
     @functools.cached_property
     def _statistics(self) -> dict[str, Statistics]:
-        """Sums about the mean of the first sample, in float64, over all files or `MAX_FILES` of them."""
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), MAX_FILES)).round().astype(int)).tolist()
-        sums: dict[str, _Sums] = {name: _Sums() for name in self.spec}
+        """Over all files or `MAX_FILES` of them; samples with anything but finite numbers count for nothing."""
+        chosen = spread(len(self), MAX_FILES)
+        running: dict[str, Running] = {}
         reasons = []
         for index in chosen:
             try:
@@ -124,37 +125,13 @@ class FolderLoader(Loader):
                 reasons.append(str(error))
                 continue
             for name, spec in self.spec.items():
-                sums[name].add(_by_channel(sample[name], spec.dims.split()))
-        if not all(total.count for total in sums.values()):
+                values = _by_channel(sample[name], spec.dims.split())
+                if values.size and np.isfinite(values).all():
+                    running.setdefault(name, Running(len(values))).add(values)
+        if len(running) < len(self.spec):
             reason = reasons[0] if reasons else "there is none, or none holds finite numbers only"
             raise DataError(self.root, f"none of {len(chosen)} files looked at can be used: {reason}")
-        return {name: total.result() for name, total in sums.items()}
-
-
-class _Sums:
-    """Running statistics of (C, M) blocks."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, values: np.ndarray) -> None:
-        if not values.size or not np.isfinite(values).all():
-            return
-        if not self.count:
-            self.shift = values.mean(1)
-            self.first, self.second = np.zeros_like(self.shift), np.zeros_like(self.shift)
-            self.low, self.high = np.full_like(self.shift, np.inf), np.full_like(self.shift, -np.inf)
-        away = values - self.shift[:, None]
-        self.count += values.shape[1]
-        self.first, self.second = self.first + away.sum(1), self.second + (away**2).sum(1)
-        self.low, self.high = np.minimum(self.low, values.min(1)), np.maximum(self.high, values.max(1))
-
-    def result(self) -> Statistics:
-        mean = self.first / self.count
-        std = np.sqrt(np.maximum(self.second / self.count - mean**2, 0))
-        return Statistics(
-            (self.shift + mean).tolist(), std.tolist(), self.low.tolist(), self.high.tolist(), count=self.count
-        )
+        return {name: running[name].result() for name in self.spec}
 
 
 def _by_channel(tensor: Tensor, dims: list[str]) -> np.ndarray:

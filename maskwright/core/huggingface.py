@@ -10,17 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from maskwright.core.encoder.base import Encoder
 from maskwright.core.errors import DataError
 from maskwright.core.model_card import Facts, inputs_of
-from maskwright.core.options import check_options, fail_if_any
 from maskwright.core.trainer.files import write_text, write_with
-from maskwright.core.trainer.run import registered_encoder
+from maskwright.core.trainer.run import build_encoder
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+MEND = "Export or download it again"
 
 
 def write_huggingface(facts: Facts, folder: Path) -> None:
@@ -68,20 +67,9 @@ def load_huggingface(folder: Path) -> Encoder:
     try:
         config = json.loads(source.read_text())
     except (ValueError, OSError) as error:
-        raise DataError(source, f"is no JSON ({error})", mend="Export or download it again") from error
+        raise DataError(source, f"is no JSON ({error})", mend=MEND) from error
     if not isinstance(config, dict) or config.get("model_type") != "maskwright":
         raise DataError(source, "describes no encoder of maskwright", 'model_type "maskwright"')
-    if not isinstance(config.get("options"), dict):
-        raise DataError(source, "describes no encoder", "target and options")
     if not weights.is_file():
         raise DataError(weights, "there is no such file", "the weights beside config.json")
-    encoder_class = registered_encoder(str(config.get("target", "")), source)
-    problems: list[str] = []
-    options = check_options("config.json options", encoder_class, config["options"], problems)
-    fail_if_any(problems)
-    encoder = encoder_class(**options)
-    try:
-        encoder.load_state_dict(load_file(str(weights)))
-    except (RuntimeError, SafetensorError) as error:
-        raise DataError(weights, f"does not fit the encoder: {' '.join(str(error).split())[:300]}") from error
-    return encoder.eval()
+    return build_encoder(source, weights, MEND)

@@ -211,3 +211,19 @@ def differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
         elif old != new:
             found.append(f"other {prefix}{key} ({json.dumps(old)[:80]} there, {json.dumps(new)[:80]} now)")
     return found
+
+
+def parse_shard(shard: str | tuple[int, int]) -> tuple[int, int]:
+    """(i, n) of "i/n", 1 <= i <= n."""
+    if isinstance(shard, str):
+        first, slash, last = shard.partition("/")
+        if not (slash and first.isdigit() and last.isdigit()):
+            raise ConfigError(f'shard="{shard}": write I/N, such as 1/4 for the first of four shares.')
+        shard = int(first), int(last)
+    if not 1 <= shard[0] <= shard[1]:
+        raise ConfigError(f"shard={shard[0]}/{shard[1]}: the number of a share lies between 1 and how many there are.")
+    return shard
+
+
+def shard_path(out: Path, number: int, count: int) -> Path:
+    return out.with_name(f"{out.stem}-{number}-of-{count}{out.suffix}")

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from maskwright.core.build import open_loader
-from maskwright.core.embed_shards import parse_shard, shard_path
 from maskwright.core.errors import ConfigError, DataError, MaskwrightError, nearest
 from maskwright.core.host import get_host
 from maskwright.core.loader import Loader
-from maskwright.core.parts import differences
+from maskwright.core.parts import differences, parse_shard, shard_path
 from maskwright.core.recipe import merge, parse_settings
-from maskwright.core.sample import BadFile, InputSpec, check_inputs
+from maskwright.core.sample import BadFile, check_inputs
 from maskwright.core.task_folder import TaskFolder, load_task_model
 from maskwright.core.trainer.files import remove_leftovers, write_text
 from maskwright.core.trainer.lock import held
 from maskwright.core.trainer.precision import resolve_accelerator
+from maskwright.core.trainer.run import check_channels
 
 MANIFEST = "manifest.json"
 Progress = Callable[[int, int, str], None]
@@ -146,7 +146,7 @@ def predict(
         given = {"size": window[0], **given}
     name, options, loader = _open(folder, data, given, dense)
     check_inputs(loader.spec, folder.model.encoder.inputs, f"the data in {data}", "this model")
-    _check_channels(folder, loader.spec, data)
+    check_channels(folder.path, loader.spec, data)
     plan = {
         "model": folder.fingerprint(),
         "task": folder.facts.get("task"),
@@ -196,20 +196,6 @@ def _open(
         options = component.load().scene_options(options)
     name, loader = open_loader(data, component.name, **options)
     return name, options, loader
-
-
-def _check_channels(folder: TaskFolder, given: InputSpec, data: str | Path) -> None:
-    """Refuse channels that are known by name and are not those of training: their number alone says too little."""
-    described = json.loads((folder.path / "encoder.json").read_text()).get("inputs", {})
-    for name, spec in given.items():
-        trained = described.get(name, {}).get("channels")
-        if not isinstance(trained, list) or not isinstance(spec.channels, tuple):
-            continue
-        if set(trained) & set(spec.channels) and trained != list(spec.channels):
-            raise ConfigError(
-                f'The model was trained on "{name}" with the channels {", ".join(trained)}, but {data} gives '
-                f"{', '.join(spec.channels)}. Choose and order them with the loader's options (`maskwright inspect`)."
-            )
 
 
 def _refuse_inside(data: Path, out: Path) -> None:

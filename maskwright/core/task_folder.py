@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from maskwright.core.encoder.outside import open_encoder
-from maskwright.core.errors import ConfigError, DataError
+from maskwright.core.errors import DataError
 from maskwright.core.evaluation.task import Targets
 from maskwright.core.evaluation.task_model import TaskModel
 from maskwright.core.recipe import Recipe
 from maskwright.core.sample import InputSpec
-from maskwright.core.trainer.files import write_text, write_with
+from maskwright.core.trainer.files import whole_folder, write_text, write_with
 from maskwright.core.trainer.run import Run
 
 FILES = ("encoder.safetensors", "encoder.json", "head.safetensors", "task.json")
@@ -68,8 +63,7 @@ def save_task_model(path: Path, model: TaskModel, inputs: InputSpec, recipe: Rec
     Raises:
         ConfigError: the folder is there already and not empty.
     """
-    refuse_full(path)
-    with _whole_folder(path) as folder:
+    with whole_folder(path) as folder:
         Run(folder).write_encoder(model.encoder, inputs, recipe)
         head = {
             name: tensor.detach().cpu().contiguous()
@@ -143,22 +137,3 @@ def _read_facts(path: Path) -> dict[str, Any]:
     if wrong:
         raise DataError(path, f"describes no task model: {', '.join(wrong)} of another type")
     return facts
-
-
-def refuse_full(path: Path) -> None:
-    """Raise ConfigError if a folder is there and holds anything."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ConfigError(f"{path} is not empty. Choose another folder with --out.")
-
-
-@contextlib.contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name when all is written; removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        os.replace(temporary, path)  # an empty folder may be replaced
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

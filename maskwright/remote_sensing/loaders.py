@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.sample import BadFile, Meta, TensorSpec
+from maskwright.core.statistics import spread
 from maskwright.remote_sensing.alignment import check_overlap, to_decibels
 from maskwright.remote_sensing.bands import S1, S2_L1C
 from maskwright.remote_sensing.base import RasterLoader
@@ -21,7 +22,6 @@ from maskwright.remote_sensing.pairs import find_pairs, may_hold_pairs
 from maskwright.remote_sensing.pictures import draw
 from maskwright.remote_sensing.raster import SUFFIXES, Box, Header
 from maskwright.remote_sensing.sources import check_same_bands, find_sources, holds_rasters, source_of
-from maskwright.remote_sensing.statistics import spread
 from maskwright.remote_sensing.windows import flips, jitter, middle, scaled, window_transform
 
 UNIT_WINDOWS = 8

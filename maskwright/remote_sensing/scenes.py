@@ -8,7 +8,7 @@ import shutil
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import rasterio
 import torch
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetWriter
+from rasterio.transform import Affine
 from rasterio.windows import Window as RasterWindow
 
 from maskwright.core.errors import DataError
@@ -56,7 +57,7 @@ class RasterScene(Scene):
         return Sample({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}, meta)
 
     def writer(self, path: Path, form: MapFormat) -> Any:
-        return write_map(path, self.header, form)
+        return write_map(path, self.shape, self.header.crs, self.header.transform, form)
 
 
 def raster_scenes(loader: RasterLoader) -> list[RasterScene]:
@@ -110,10 +111,17 @@ class _Rows(MapWriter):
 
 
 @contextmanager
-def write_map(path: Path, grid: Header, form: MapFormat) -> Iterator[MapWriter]:
-    """A tiled, deflated GeoTIFF on a grid, written row by row, then read back and compared before it gets its name.
+def write_map(
+    path: Path, shape: tuple[int, int], crs: str | None, transform: Sequence[float] | None, form: MapFormat
+) -> Iterator[MapWriter]:
+    """A tiled, deflated GeoTIFF, written row by row, then read back and compared before it gets its name.
 
     GDAL may lose the error of a full disk while it closes a file; reading back finds it.
+
+    Args:
+        shape: (height, width).
+        crs: WKT or `EPSG:n`; None writes no georeference.
+        transform: affine (a, b, c, d, e, f) from (column, row) to CRS units.
 
     Raises:
         DataError: it cannot be written, or reads back otherwise. DiskFullError: no space.
@@ -123,7 +131,7 @@ def write_map(path: Path, grid: Header, form: MapFormat) -> Iterator[MapWriter]:
     with atomic(path) as temporary, environment, _full_disk(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with gdal_errors(path, "written"):
-            file = rasterio.open(temporary, "w", **_profile(grid, form))
+            file = rasterio.open(temporary, "w", **_profile(shape, crs, transform, form))
         rows = _Rows(path, file, form)
         try:
             with gdal_errors(path, "written"):
@@ -133,18 +141,20 @@ def write_map(path: Path, grid: Header, form: MapFormat) -> Iterator[MapWriter]:
         finally:
             with gdal_errors(path, "written"):
                 file.close()
-        _compare(path, temporary, rows.sums, grid.height)
+        _compare(path, temporary, rows.sums, shape[0])
 
 
-def _profile(grid: Header, form: MapFormat) -> dict[str, Any]:
+def _profile(
+    shape: tuple[int, int], crs: str | None, transform: Sequence[float] | None, form: MapFormat
+) -> dict[str, Any]:
     return {
         "driver": "GTiff",
         "count": len(form.bands),
-        "height": grid.height,
-        "width": grid.width,
+        "height": shape[0],
+        "width": shape[1],
         "dtype": form.dtype,
-        "crs": grid.crs,
-        "transform": grid.affine,
+        "crs": crs,
+        "transform": None if transform is None else Affine(*transform),
         "nodata": form.nodata,
         "compress": "deflate",
         "predictor": 3 if np.dtype(form.dtype).kind == "f" else 2,
@@ -158,7 +168,8 @@ def _profile(grid: Header, form: MapFormat) -> dict[str, Any]:
 
 def _describe(file: DatasetWriter, form: MapFormat) -> None:
     for number, name in enumerate(form.bands, start=1):
-        file.set_band_description(number, name)
+        if name:
+            file.set_band_description(number, name)
     if form.colours and form.dtype in ("uint8", "uint16"):
         file.write_colormap(1, {code: (*colour, 255) for code, colour in form.colours.items()})
     if form.categories:

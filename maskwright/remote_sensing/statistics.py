@@ -13,6 +13,7 @@ import numpy as np
 
 from maskwright.core.errors import DataError
 from maskwright.core.loader import Statistics
+from maskwright.core.statistics import Running, spread
 from maskwright.core.trainer.files import DiskFullError, write_text
 
 WINDOWS = 64
@@ -42,43 +43,6 @@ def fingerprint(files: Iterable[str], options: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-class _Running:
-    """Count, mean, sum of squared deviations and extremes of each channel, in float64 (Chan et al. 1983)."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = np.zeros(channels)
-        self.mean = np.zeros(channels)
-        self.squares = np.zeros(channels)
-        self.low = np.full(channels, np.inf)
-        self.high = np.full(channels, -np.inf)
-
-    def add(self, values: np.ndarray) -> None:
-        flat = values.reshape(len(values), -1).astype(np.float64)
-        valid = np.isfinite(flat)
-        count = valid.sum(1)
-        safe = np.maximum(count, 1)
-        mean = np.where(valid, flat, 0).sum(1) / safe
-        squares = (np.where(valid, flat - mean[:, None], 0) ** 2).sum(1)
-        delta = mean - self.mean
-        total = np.maximum(self.count + count, 1)
-        self.squares += squares + delta**2 * self.count * count / total
-        self.mean += delta * count / total
-        self.count += count
-        self.low = np.minimum(self.low, np.where(valid, flat, np.inf).min(1))
-        self.high = np.maximum(self.high, np.where(valid, flat, -np.inf).max(1))
-
-    def result(self) -> Statistics:
-        std = np.sqrt(self.squares / np.maximum(self.count - 1, 1))
-        return Statistics(
-            *(values.tolist() for values in (self.mean, std, self.low, self.high)), count=int(self.count.min())
-        )
-
-
-def spread(length: int, count: int) -> list[int]:
-    """Up to `count` indices, evenly spread over `length`."""
-    return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int)).tolist()
-
-
 def compute(length: int, read: Callable[[int], dict[str, np.ndarray]], path: object) -> dict[str, Statistics]:
     """Statistics over up to `WINDOWS` of `length` samples; NaN is no data; unreadable samples are left out.
 
@@ -88,7 +52,7 @@ def compute(length: int, read: Callable[[int], dict[str, np.ndarray]], path: obj
     Raises:
         DataError: nothing could be read, or a band holds no data at all.
     """
-    running: dict[str, _Running] = {}
+    running: dict[str, Running] = {}
     reasons = []
     for index in spread(length, WINDOWS):
         try:
@@ -97,7 +61,7 @@ def compute(length: int, read: Callable[[int], dict[str, np.ndarray]], path: obj
             reasons.append(str(error))
             continue
         for name, values in arrays.items():
-            running.setdefault(name, _Running(len(values))).add(values)
+            running.setdefault(name, Running(len(values))).add(values)
     if not running:
         raise DataError(
             path, f"no sample could be read for statistics; the first reason: {(reasons or ['no samples'])[0]}"

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import MemoryFile
-from rasterio.transform import Affine
 
-from maskwright.core.trainer.files import atomic
-from maskwright.remote_sensing.raster import gdal_errors
+from maskwright.core.scene import MapFormat
+from maskwright.remote_sensing.scenes import write_map
 
 
 def write_geotiff(
@@ -41,39 +36,9 @@ def write_geotiff(
     """
     path = Path(path)
     image = array[None] if array.ndim == 2 else array
-    profile = {
-        "driver": "GTiff",
-        "count": image.shape[0],
-        "height": image.shape[1],
-        "width": image.shape[2],
-        "dtype": image.dtype.name,
-        "crs": crs,
-        "transform": Affine(*transform) if transform is not None else None,
-        "nodata": nodata,
-        "compress": "deflate",
-        "predictor": 3 if image.dtype.kind == "f" else 2,
-        "tiled": True,
-        "blockxsize": 256,
-        "blockysize": 256,
-        "bigtiff": "if_safer",
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary, MemoryFile() as memory:
-        with gdal_errors(path, "written"), _no_georeference_is_fine(), memory.open(**profile) as file:
-            file.write(image)
-            for number, name in enumerate(band_names or [], start=1):
-                file.set_band_description(number, name)
-            if colormap:
-                file.write_colormap(1, {code: (*colour, 255) for code, colour in colormap.items()})
-            if tags:
-                file.update_tags(**tags)
-        # GDAL writing to disk itself may lose the error of a full one while it closes the file
-        temporary.write_bytes(memory.getbuffer())
+    height, width = image.shape[1:]
+    names = tuple(band_names) if band_names is not None else ("",) * len(image)
+    form = MapFormat(image.dtype.name, names, nodata, colormap or {}, tags=tags or {})
+    with write_map(path, (height, width), crs, transform, form) as file:
+        file.write((slice(0, height), slice(0, width)), image)
     return path
-
-
-@contextmanager
-def _no_georeference_is_fine() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield

@@ -61,8 +61,9 @@ def test_compare_and_report(work, capsys):
     assert command(["compare", f"{work}/run0", f"{work}/run1", "--out", f"{work}/both.html"]) == 0
     printed = capsys.readouterr().out
     assert "digits" in printed
-    lines = [line.split("  ")[0] for line in printed.splitlines()]
-    assert lines.count("run0") == 1 or "run0" in lines
+    table = printed.partition("digits\n")[2].partition("page:")[0]  # the runs have another task in common, or not
+    lines = [line.split("  ")[0] for line in table.splitlines()]
+    assert lines.count("run0") == lines.count("run1") == 1
     assert lines.count("raw values") == 1  # the same for both runs, so shown once
     page = (work / "both.html").read_text()
     assert "run1" in page

@@ -12,10 +12,10 @@ import torch
 import maskwright as mw
 from maskwright.core import embed_work
 from maskwright.core.embed import embed, embed_archive
-from maskwright.core.embed_shards import merge_shards, parse_shard
+from maskwright.core.embed_shards import merge_shards
 from maskwright.core.encoder import VisionTransformer
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.parts import KEY, Parts
+from maskwright.core.parts import KEY, Parts, parse_shard
 from maskwright.core.sample import Meta
 from maskwright.core.trainer.files import DiskFullError
 from maskwright.core.trainer.lock import held

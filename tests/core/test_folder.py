@@ -63,7 +63,7 @@ def test_statistics_are_those_of_all_values_together(folder):
     values = values.astype(np.float32).astype(np.float64)
     assert found.count == values.shape[1]
     np.testing.assert_allclose(found.mean, values.mean(1), rtol=1e-12)
-    np.testing.assert_allclose(found.std, values.std(1), rtol=1e-9)
+    np.testing.assert_allclose(found.std, values.std(1, ddof=1), rtol=1e-9)
     np.testing.assert_array_equal([found.minimum, found.maximum], [values.min(1), values.max(1)])
 
 

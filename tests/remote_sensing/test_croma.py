@@ -10,7 +10,7 @@ from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.masking import BlockMasking, ColourNoiseMasking, Grid, fold, sample_keys
 from maskwright.core.objective import info_nce
 from maskwright.core.sample import Batch, Meta
-from maskwright.remote_sensing.methods.croma import Croma, visible_patch_statistics
+from maskwright.remote_sensing.methods.croma import Croma, both_sensors_statistics
 from maskwright.remote_sensing.methods.croma_published import from_published, load_published
 
 TINY = {"embed_dim": 64, "num_heads": 4, "optical_depth": 2, "sar_depth": 1, "fusion_depth": 1, "decoder_dim": 32}
@@ -203,7 +203,7 @@ def test_statistics_of_constant_patches_are_those_constants():
     method = _method()
     grid, keys = Grid((6, 6)), _keys(2)
     masks = method.masks(grid, keys)
-    mean, std = visible_patch_statistics(dict.fromkeys(masks, torch.full((2, 36, 10), 3.0)), masks, grid)
+    mean, std = both_sensors_statistics(dict.fromkeys(masks, torch.full((2, 36, 10), 3.0)), masks, grid)
     torch.testing.assert_close(mean, torch.full((2, 36, 1), 3.0))
     torch.testing.assert_close(std, torch.zeros(2, 36, 1))
 

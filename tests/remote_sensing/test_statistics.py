@@ -65,7 +65,7 @@ def test_computed_once_for_the_same_files_and_options(tmp_path, own_cache, monke
     files = list(own_cache.rglob("*.json"))
     assert [file.parent for file in files] == [own_cache / "statistics"]
     with monkeypatch.context() as patch:
-        patch.setattr(statistics, "_Running", None)  # whoever computes now fails
+        patch.setattr(statistics, "Running", None)  # whoever computes now fails
         assert PairLoader(tmp_path / "a", 32).statistics() == first
     assert PairLoader(tmp_path / "a", 16).statistics() == PairLoader(tmp_path / "a", 16).statistics()
     assert len(list(own_cache.rglob("*.json"))) == 2, "another option is another entry"

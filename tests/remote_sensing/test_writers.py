@@ -13,7 +13,6 @@ from rasterio.transform import Affine
 
 from maskwright.core.errors import DataError
 from maskwright.core.trainer.files import DiskFullError
-from maskwright.remote_sensing import writers
 from maskwright.remote_sensing.loaders import GeoTiffLoader
 from maskwright.remote_sensing.writers import write_geotiff
 
@@ -104,10 +103,10 @@ def test_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"map\.tif: cannot be written"):
         write_geotiff(path, np.ones((1, 8, 8), np.complex128), "no such system", (1, 0, 0, 0, -1, 0))
 
-    def full(self, data):
+    def full(file):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(writers.Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFullError, match="What was there before is whole"):
         write_geotiff(path, values * 2, "EPSG:4326", (1, 0, 0, 0, -1, 0))
     assert path.read_bytes() == before

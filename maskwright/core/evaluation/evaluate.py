@@ -13,7 +13,7 @@ from maskwright.core.evaluation.conclusion import Conclusion, Evaluation, choose
 from maskwright.core.evaluation.features import JoinedLoader, merge_targets
 from maskwright.core.evaluation.judge import BASELINES, Design, Judge
 from maskwright.core.evaluation.labels import source_of
-from maskwright.core.evaluation.open import open_labelled, open_task
+from maskwright.core.evaluation.open import open_run_data, open_task
 from maskwright.core.evaluation.protocol import FineTune, Protocol
 from maskwright.core.evaluation.splits import check_fractions
 from maskwright.core.evaluation.task import Task
@@ -87,11 +87,11 @@ def evaluate(
     chosen, budget = _open_protocols(protocols, sections, "supervised" in baselines)
     task_object = task if isinstance(task, Task) else open_task(task, labels, sections.get("task", {}))[2]
     folder = choose_folder(opened, encoder, task if isinstance(task, str) else type(task).__name__, out)
-    loader = open_labelled(opened, data, sections.get("data", {}))[2]
+    loader = open_run_data(opened, data, sections.get("data", {}))[2]
     targets = task_object.targets(loader)
     given = None
     if test is not None:
-        test_loader = open_labelled(opened, test, sections.get("data", {}))[2]
+        test_loader = open_run_data(opened, test, sections.get("data", {}))[2]
         sizes = (len(loader), len(test_loader))
         test_task = task_object
         if test_labels is not None and isinstance(task, str):

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from maskwright.core.encoder.base import Encoder
 from maskwright.core.errors import ConfigError, DataError, TrainingStopped
 from maskwright.core.evaluation.frozen_heads import attentive_probe, batchnorm_lars_probe
-from maskwright.core.evaluation.layer_decay import parameter_groups
 from maskwright.core.evaluation.task import IGNORE, Targets
 from maskwright.core.evaluation.task_model import TaskModel
 from maskwright.core.loader import Loader
 from maskwright.core.sample import BadFile, Batch, Sample, collate
 from maskwright.core.trainer.data import ORDER, SampleReader, derive_seed, generator_for, read_batches
-from maskwright.core.trainer.optim import lr_at
+from maskwright.core.trainer.optim import lr_at, parameter_groups
 
 __all__ = ["Budget", "TaskModel", "attentive_probe", "batchnorm_lars_probe", "predict_samples", "train_model"]
 

@@ -14,7 +14,7 @@ from maskwright.core.errors import ConfigError, DataError, TrainingStopped
 from maskwright.core.evaluation.features import Survey, encode, labels_of_items, survey
 from maskwright.core.evaluation.heads import Budget, predict_samples, train_model
 from maskwright.core.evaluation.leaks import find_leaks, shared_groups
-from maskwright.core.evaluation.metrics import by_group, retrieval_statistics, statistics
+from maskwright.core.evaluation.metrics import by_group, pixel_statistics, retrieval_statistics, statistics
 from maskwright.core.evaluation.protocol import FeatureProtocol, FineTune, Problem, Protocol, Training
 from maskwright.core.evaluation.splits import Fold, groups_of, join, keep_away, make_folds, take_fraction
 from maskwright.core.evaluation.task import Targets
@@ -255,8 +255,5 @@ class Judge:
                 self._count(key, seed, says[None], np.array([sample]))
                 continue
             truth = self.targets.read(self.loader.read(index))
-            predicted, classes = says.argmax(0), self.targets.outputs
-            flat = np.bincount(truth[truth >= 0] * classes + predicted[truth >= 0], minlength=classes * classes).astype(
-                np.float64
-            )
+            flat = pixel_statistics(truth, says.argmax(0), self.targets.outputs)
             self._add(key, seed, flat[None], self.group_of[[sample]])

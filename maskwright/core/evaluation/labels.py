@@ -17,7 +17,7 @@ KEYS = ("path", "file", "filename", "file_name", "filepath", "source", "image", 
 MISSING = {"", "nan", "na", "n/a", "none", "null", "?"}
 """Texts that mean that there is no label."""
 MAX_ARRAY_BYTES = 2**31
-ARRAYS, TABLES = (".npy", ".npz"), (".csv", ".tsv", ".txt", ".parquet")
+ARRAYS = (".npy", ".npz")
 
 
 def is_missing(label: Any) -> bool:

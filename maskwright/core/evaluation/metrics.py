@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskwright.core.evaluation.task import Kind
-
-Counts = np.ndarray
-"""How often each group was drawn: (R, G) for R draws."""
+from maskwright.core.evaluation.task import IGNORE, Kind
 
 
 @dataclass(frozen=True)
@@ -151,6 +148,12 @@ def statistics(kind: Kind, truth: np.ndarray, predicted: np.ndarray, classes: in
     error = predicted.reshape(n, -1) - truth.reshape(n, -1)
     y = truth.reshape(n, -1)
     return np.stack([np.ones_like(y), error**2, np.abs(error), y, y**2], axis=-1).reshape(n, -1).astype(np.float64)
+
+
+def pixel_statistics(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """What the pixels of one sample add to the sums of a segmentation: (C * C,). Truth -1 is ignored."""
+    known = truth != IGNORE
+    return np.bincount(truth[known] * classes + predicted[known], minlength=classes * classes).astype(np.float64)
 
 
 def retrieval_statistics(

@@ -1,4 +1,4 @@
-"""Opening what a labelled job is made of: its data and its task, from names and options."""
+"""Opening what a job is made of: its data and its task, from names and options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maskwright.core.host import get_host
 from maskwright.core.loader import Loader
 from maskwright.core.options import check_options, fail_if_any
 from maskwright.core.recipe import merge
-from maskwright.core.trainer.run import Run
+from maskwright.core.trainer.run import Run, check_channels
 
 
 def open_task(name: str, labels: str | None, options: dict[str, Any]) -> tuple[str, dict[str, Any], Task]:
@@ -36,26 +36,30 @@ def open_task(name: str, labels: str | None, options: dict[str, Any]) -> tuple[s
     return component.name, checked, component.load()(**checked)
 
 
-def open_labelled(
+def open_run_data(
     run: Run | None, data: str | Path | None, options: dict[str, Any]
 ) -> tuple[str, dict[str, Any], Loader]:
-    """The loader of labelled data: (its name, options given or taken over, the loader).
+    """The loader of a run on its own or other data: (its name, options given or taken over, the loader).
 
     Options of the run's own data hold for the same loader, unless they are overridden. `loader` in `options` names one.
 
     Raises:
-        ConfigError: neither data nor a run, or an option that the loader does not have. DataError: unreadable data.
+        ConfigError: neither data nor a run, an option that the loader does not have, or channels of other names than
+            the run was trained on. DataError: unreadable data.
     """
     options = dict(options)
     name = options.pop("loader", None)
     if run is None:
         if data is None:
-            raise ConfigError("Give the labelled data with --data PATH.")
+            raise ConfigError("Give the data with --data PATH.")
         found, loader = open_loader(data, name or "auto", **options)
         return found, options, loader
     section = run.recipe().data
     name = name or section.loader
     if name != "auto" and get_host().component("loader", name).name == section.loader:
         options = merge(section.options, options)
-    found, loader = open_loader(data if data is not None else section.path, name, **options)
+    path = data if data is not None else section.path
+    found, loader = open_loader(path, name, **options)
+    if (run.path / "encoder.json").is_file():
+        check_channels(run.path, loader.spec, path)
     return found, options, loader

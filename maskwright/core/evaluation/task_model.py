@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -55,6 +53,8 @@ class TaskModel(nn.Module):
         self.head = Head(encoder.embed_dim, targets.outputs)
         self.register_buffer("target_mean", torch.zeros(targets.outputs))
         self.register_buffer("target_std", torch.ones(targets.outputs))
+        self.label_smoothing = 0.0
+        """Of the cross-entropy, in training."""
         self.losses: list[float] = []
         """Loss of each step of the training that made it."""
 
@@ -106,8 +106,6 @@ class TaskModel(nn.Module):
         total = F.cross_entropy(out, truth, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
         return total / (truth != IGNORE).sum().clamp_min(1)
 
-    label_smoothing = 0.0
-
     def probabilities(self, out: Tensor) -> Tensor:
         """Softmax of classes, sigmoid of labels; numbers as they are."""
         if self.kind == "regression":
@@ -123,7 +121,3 @@ class TaskModel(nn.Module):
             return self.probabilities(self(batch.to(self.target_mean.device)).float()).cpu()
         finally:
             self.train(was_training)
-
-    def names(self) -> Sequence[str]:
-        """Names of the K outputs."""
-        return self.targets.classes

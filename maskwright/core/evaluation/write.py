@@ -12,7 +12,7 @@ from maskwright.core.errors import ConfigError
 from maskwright.core.evaluation.figures import draw_confusion, draw_efficiency, draw_regression, draw_scores
 from maskwright.core.evaluation.metrics import METRICS
 from maskwright.core.evaluation.report import data_url, render, score_rows, write_report
-from maskwright.core.trainer.files import write_text, write_with
+from maskwright.core.trainer.files import free_folder, write_text, write_with
 from maskwright.core.trainer.run import Run, describe_environment
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ def choose_folder(run: Run | None, encoder: Any, task: str, out: str | Path | No
         return folder
     name = str(encoder).replace("/", "-").replace(":", "-").split(",")[0] if isinstance(encoder, str) else "encoder"
     base = run.path / "evaluations" / task if run is not None else Path("evaluations") / f"{name}-{task}"
-    number, folder = 1, base
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
+    return free_folder(base)
 
 
 def _csv(rows: list[dict[str, str]]) -> str:

@@ -6,21 +6,22 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from maskwright.core.errors import MaskwrightError
+from maskwright.core.errors import ConfigError, MaskwrightError
 
 
 class DiskFullError(MaskwrightError):
     """A file could not be written for want of space; what was there before is whole."""
 
 
-def _mode() -> int:
-    """Permissions of a new file, as the process's umask has them."""
+def _permitted(mode: int) -> int:
+    """Permissions of something new, as the process's umask has them."""
     mask = os.umask(0o022)
     os.umask(mask)
-    return 0o666 & ~mask
+    return mode & ~mask
 
 
 @contextlib.contextmanager
@@ -35,7 +36,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(_mode())  # safetensors makes files that only their owner may read
+        temporary.chmod(_permitted(0o666))  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -70,3 +71,36 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary path)` make a file, then put it in place atomically."""
     with atomic(path) as temporary:
         write(temporary)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name when all in it is written; removed on failure.
+
+    Raises:
+        ConfigError: `path` is there already and not empty.
+    """
+    refuse_full(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(_permitted(0o777))  # temporary folders are closed to others
+        os.replace(temporary, path)  # an empty folder may be replaced
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_full(path: Path) -> None:
+    """Raise ConfigError if a file or folder is there and holds anything."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ConfigError(f"{path} is not empty. Choose another folder with --out.")
+
+
+def free_folder(path: Path) -> Path:
+    """`path`, or `path-2`, `path-3` ... where it is taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,38 +29,47 @@ def depth_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Groups for AdamW with `lr_scale`: no decay for one-dimensional tensors; layer decay over the encoder's blocks.
+_EARLY = re.compile(r"embed|token|positions|\bstem\b")
+"""What stands before the blocks."""
 
-    With n blocks in a stack, block k gets layer_decay ** (n - k), embeddings and tokens before the blocks
-    layer_decay ** (n + 1), everything after them 1 (MAE's fine-tuning rule).
+
+def layer_scales(names: Iterable[str], decay: float | None) -> dict[str, float]:
+    """Factor on the learning rate of each parameter of a model whose encoder is called `encoder`.
+
+    MAE's rule (He et al. 2022, after BEiT): of n blocks, block k gets decay ** (n - k), embeddings and tokens before them
+    decay ** (n + 1), everything after them and the head 1. Each stack of blocks (CROMA: optical, radar, fusion) counts
+    its own depth; what belongs to no stack counts the deepest. An encoder without blocks is one group, of factor 1.
     """
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    stacks: dict[str, int] = {}
+    names = list(names)
+    depths: dict[str, int] = {}
     for name in names:
         depth = depth_of(name)
-        if depth is not None:
-            prefix = name.split("blocks.")[0]
-            stacks[prefix] = max(stacks.get(prefix, 0), depth + 1)
+        if depth is not None and name.startswith("encoder."):
+            stack = name.split("blocks.")[0]
+            depths[stack] = max(depths.get(stack, 0), depth + 1)
 
     def scale(name: str) -> float:
-        if layer_decay is None or not name.startswith("encoder."):
+        if decay is None or not depths or not name.startswith("encoder."):
             return 1.0
         depth = depth_of(name)
         if depth is not None:
-            return layer_decay ** (stacks[name.split("blocks.")[0]] - depth)
-        if re.search(r"embed|token|positions", name):
-            return layer_decay ** (max(stacks.values(), default=0) + 1)
-        return 1.0
+            return decay ** (depths[name.split("blocks.")[0]] - depth)
+        if not _EARLY.search(name):
+            return 1.0
+        own = [stack for stack in depths if name.startswith(stack)]
+        return decay ** (1 + (depths[max(own, key=len)] if own else max(depths.values())))
 
+    return {name: scale(name) for name in names}
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+    """Groups for AdamW with `lr_scale`: no decay for tensors of one axis; `layer_scales` of the encoder."""
+    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decay = 0.0 if parameter.ndim <= 1 else weight_decay
-        key = (decay, scale(name))
-        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr_scale": key[1], "names": []})
-        group["params"].append(parameter)
+    for name, scale in layer_scales(named, layer_decay).items():
+        decay = 0.0 if named[name].ndim <= 1 else weight_decay
+        group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale, "names": []})
+        group["params"].append(named[name])
         group["names"].append(name)
     return list(groups.values())
 

@@ -199,22 +199,59 @@ def load_encoder(path: Path) -> Encoder:
             "encoder.json and encoder.safetensors",
             f"If training was interrupted, run `maskwright resume {path}`",
         )
+    return build_encoder(description_path, weights_path, f"Run `maskwright resume {path}`")
+
+
+def build_encoder(description_path: Path, weights_path: Path, mend: str) -> Encoder:
+    """The encoder that a JSON file describes (`target`, `options`) and a safetensors file fills, in evaluation mode.
+
+    Only classes of installed plugins are built; every tensor of the file and of the encoder is accounted for.
+
+    Args:
+        mend: what the user can do if the description is damaged.
+
+    Raises:
+        DataError: a file that is damaged or does not fit the other. ConfigError: options that the class does not have.
+    """
     try:
         description = json.loads(description_path.read_text())
-    except ValueError as error:
-        raise DataError(description_path, f"is no JSON ({error})", mend=f"Run `maskwright resume {path}`") from error
+    except (ValueError, OSError) as error:
+        raise DataError(description_path, f"is no JSON ({error})", mend=mend) from error
     if not isinstance(description, dict) or not isinstance(description.get("options"), dict):
-        raise DataError(description_path, "describes no encoder", "target and options")
+        raise DataError(description_path, "describes no encoder", "target and options", mend)
     encoder_class = registered_encoder(str(description.get("target", "")), description_path)
     problems: list[str] = []
-    options = check_options("encoder.json options", encoder_class, description["options"], problems)
+    options = check_options(f"{description_path.name} options", encoder_class, description["options"], problems)
     fail_if_any(problems)
     encoder = encoder_class(**options)
     try:
         encoder.load_state_dict(load_file(str(weights_path)))
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, SafetensorError, OSError) as error:
         raise DataError(weights_path, f"does not fit the encoder: {' '.join(str(error).split())[:300]}") from error
     return encoder.eval()
+
+
+def check_channels(folder: Path, given: InputSpec, data: object) -> None:
+    """Refuse channels that are known by name and are not those of training: their number alone says too little.
+
+    Args:
+        folder: holds the encoder's encoder.json, which says what it was trained on.
+        given: what the data hold.
+        data: where they are, for the message.
+
+    Raises:
+        ConfigError: the same names in another order, or some of them replaced.
+    """
+    described = json.loads((folder / "encoder.json").read_text()).get("inputs", {})
+    for name, spec in given.items():
+        trained = described.get(name, {}).get("channels")
+        if not isinstance(trained, list) or not isinstance(spec.channels, tuple):
+            continue
+        if set(trained) & set(spec.channels) and trained != list(spec.channels):
+            raise ConfigError(
+                f'The encoder was trained on "{name}" with the channels {", ".join(trained)}, but {data} gives '
+                f"{', '.join(spec.channels)}. Choose and order them with the loader's options (`maskwright inspect`)."
+            )
 
 
 def registered_encoder(target: str, source: Path) -> type[Encoder]:

@@ -39,6 +39,7 @@ from maskwright.core.encoder.positions import coordinates_at
 from maskwright.core.errors import ConfigError
 from maskwright.core.masking import Grid, Mask, Masking, RandomMasking, drop, fold
 from maskwright.core.objective import info_nce, masked_reconstruction, standardise_patches
+from maskwright.core.objective.visible import visible_patch_statistics
 from maskwright.core.sample import Batch, InputSpec, TensorSpec
 from maskwright.core.trainer.method import Method, Panel, Step
 
@@ -320,7 +321,7 @@ class Croma(Method):
         masks = self.masks(grid, keys)
         features = self.encoder(tokens, masks)
         prediction = self.decoder(features["joint"], masks["sar"], grid).float()
-        mean, std = visible_patch_statistics({name: t.values for name, t in tokens.items()}, masks, grid)
+        mean, std = both_sensors_statistics({name: t.values for name, t in tokens.items()}, masks, grid)
         filled = prediction * std + mean
         panels = {}
         for name, part in (("optical", slice(None, self.optical_values)), ("sar", slice(self.optical_values, None))):
@@ -335,11 +336,10 @@ class Croma(Method):
         return panels
 
 
-def visible_patch_statistics(values: dict[str, Tensor], masks: dict[str, Mask], grid: Grid) -> tuple[Tensor, Tensor]:
+def both_sensors_statistics(values: dict[str, Tensor], masks: dict[str, Mask], grid: Grid) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation to undo patch standardisation for a picture, without looking at hidden pixels.
 
-    Each sensor's are taken from its own visible patches, weighted by inverse squared distance, and then put together
-    as those of one patch of all sensors.
+    Each sensor's are taken from its own visible patches, then put together as those of one patch of all sensors.
 
     Args:
         values: (B, N, P) of each sensor.
@@ -347,15 +347,8 @@ def visible_patch_statistics(values: dict[str, Tensor], masks: dict[str, Mask], 
     Returns:
         two tensors (B, N, 1).
     """
-    at = grid.coordinates(next(iter(values.values())).device)
-    near = 1 / (torch.cdist(at, at) ** 2 + 1e-3)
     total = sum(x.shape[-1] for x in values.values())
-    parts = []
-    for name, x in values.items():
-        weight = near * ~masks[name].hidden[:, None]
-        weight = weight / weight.sum(-1, keepdim=True)
-        var, mean = torch.var_mean(x, dim=-1, keepdim=True)
-        parts.append((x.shape[-1] / total, weight @ mean, weight @ var))
-    mean = sum((share * mean for share, mean, _ in parts), start=torch.zeros(()))
-    var = sum((share * (var + (own - mean) ** 2) for share, own, var in parts), start=torch.zeros(()))
+    parts = [(x.shape[-1] / total, *visible_patch_statistics(x, masks[name], grid)) for name, x in values.items()]
+    mean = sum((share * own for share, own, _ in parts), start=torch.zeros(()))
+    var = sum((share * (std**2 + (own - mean) ** 2) for share, own, std in parts), start=torch.zeros(()))
     return mean, var.sqrt()

@@ -16,10 +16,10 @@ from maskwright.core.evaluation.heads import (
     train_model,
 )
 from maskwright.core.evaluation.lars import Lars
-from maskwright.core.evaluation.layer_decay import layer_scales, parameter_groups
 from maskwright.core.evaluation.task import Targets
 from maskwright.core.evaluation.task_model import TaskModel
 from maskwright.core.sample import Meta, Sample, TensorSpec, collate
+from maskwright.core.trainer.optim import layer_scales, parameter_groups
 
 
 def test_lars_takes_the_steps_computed_by_hand():

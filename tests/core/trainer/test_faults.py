@@ -20,7 +20,7 @@ from maskwright.core.trainer import keeper as keeper_module
 from maskwright.core.trainer import module as module_module
 from maskwright.core.trainer.data import StepSampler
 from maskwright.core.trainer.files import DiskFullError
-from maskwright.core.trainer.guard import bad_file_problem, effective_rank
+from maskwright.core.trainer.guard import bad_file_problem, effective_rank, uniformity
 from maskwright.core.trainer.keeper import Interrupted
 from maskwright.core.trainer.lock import locked
 from maskwright.core.trainer.metrics import MetricsFile, whole_rows
@@ -152,6 +152,14 @@ def test_a_step_left_out_does_not_disturb_the_best(images, tmp_path):
     best = checkpoints.read(run.checkpoints / "best.safetensors")
     assert best.step == int(np.nanargmin(losses)) + 1
     assert best.state["best"] == np.nanmin(losses)
+
+
+def test_uniformity_is_0_for_a_collapse_and_near_minus_4_on_a_wide_sphere():
+    generator = torch.Generator().manual_seed(0)
+    assert uniformity(torch.ones(50, 8) + 1e-4 * torch.randn(50, 8, generator=generator)) == pytest.approx(0, abs=1e-3)
+    assert uniformity(torch.randn(1500, 512, generator=generator)) == pytest.approx(-4, abs=0.05)
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert uniformity(opposite) == pytest.approx(-8)  # squared distance 4, t = 2
 
 
 def test_effective_rank():
