@@ -71,7 +71,7 @@ def check_equal(size: Size, device: str, seed: int) -> float:
         images = torch.randn(2, size.in_chans, size.img_size, size.img_size, device=device)
         mask = ours.masking(ours.encoder.grid, sample_keys(torch.Generator().manual_seed(seed), 2, device))
         with torch.no_grad():
-            differences.append(float((ours.loss(images, mask) - their_loss(theirs, images, mask)).abs()))
+            differences.append(float((ours.image_loss(images, mask) - their_loss(theirs, images, mask)).abs()))
     if max(differences) > 1e-4:
         raise SystemExit(f"The two sides do not compute the same loss: they differ by {max(differences)}.")
     return max(differences)

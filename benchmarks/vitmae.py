@@ -1,4 +1,4 @@
-"""MAE made of our parts, and transformers' ViTMAE of the same size with the same weights."""
+"""The method `mae`, and transformers' ViTMAE of the same size with the same weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from maskwright.core.encoder import MaskTokenDecoder, VisionTransformer
 from maskwright.core.masking import Mask, RandomMasking
-from maskwright.core.objective import masked_reconstruction
+from maskwright.plugins.vision.methods.mae import Mae
 
 
 @dataclass(frozen=True)
@@ -35,27 +34,29 @@ SIZES = {
 }
 
 
-class OurMae(nn.Module):
-    """Visible-token ViT, mask-token decoder, masked MSE."""
+class OurMae(Mae):
+    """The method `mae` of a size, on plain images (B, C, H, W) in network units."""
 
     def __init__(self, size: Size, norm_pix: bool = True) -> None:
-        super().__init__()
-        self.encoder = VisionTransformer(
-            size.img_size, size.patch_size, size.in_chans, size.embed_dim, size.depth, size.num_heads
+        super().__init__(
+            img_size=size.img_size,
+            patch_size=size.patch_size,
+            in_chans=size.in_chans,
+            embed_dim=size.embed_dim,
+            depth=size.depth,
+            num_heads=size.num_heads,
+            decoder_embed_dim=size.decoder_dim,
+            decoder_depth=size.decoder_depth,
+            decoder_num_heads=size.decoder_heads,
+            norm_pix_loss=norm_pix,
+            masking=RandomMasking(size.mask_ratio),
         )
-        values = size.in_chans * size.patch_size**2
-        self.decoder = MaskTokenDecoder(
-            size.embed_dim, values, size.decoder_dim, size.decoder_depth, size.decoder_heads, num_prefix_tokens=1
-        )
-        self.masking, self.norm_pix = RandomMasking(size.mask_ratio), norm_pix
 
-    def loss(self, images: Tensor, mask: Mask) -> Tensor:
-        tokens = self.encoder.tokens_of(images)
-        prediction = self.decoder(self.encoder(tokens, mask), mask, tokens.grid)
-        return masked_reconstruction(prediction, tokens.values, mask, standardise=self.norm_pix)
+    def image_loss(self, images: Tensor, mask: Mask) -> Tensor:
+        return self.loss(self.encoder.tokens_of(images), mask)
 
-    def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        return self.loss(images, self.masking(self.encoder.grid, keys))
+    def forward(self, images: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
+        return self.image_loss(images, self.masking(self.encoder.grid, keys))
 
 
 def their_mae(size: Size, norm_pix: bool = True) -> nn.Module:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskwright.core.errors import ConfigError, DataError, PluginError
 from maskwright.core.recipe import parse_settings
+from maskwright.core.weights import read_state
 
 KINDS = ("timm", "torch")
 NOT_THE_MODEL = {
@@ -225,27 +224,16 @@ def load_pretrained(module: nn.Module, model: ModelText, in_chans: int) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a .safetensors file, or of a .pt or .pth file that holds nothing but tensors.
+    """Tensors by name of a .safetensors, .pt or .pth file, alone or under `state_dict` or `model`.
 
     Raises:
-        DataError: missing, unreadable, or with anything in it that would have to be unpickled.
+        DataError: missing, unreadable, or with anything in it but tensors.
     """
-    if not path.is_file():
-        raise DataError(path, "there is no such file", "weights as .safetensors, .pt or .pth")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(str(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise DataError(path, f"cannot be read ({_one_line(error)})", "weights, safetensors or .pt") from error
-    except Exception as error:  # pickle.UnpicklingError: what weights_only refuses
-        raise DataError(
-            path, f"holds more than tensors ({_one_line(error)})", "weights alone", "Save its state_dict() alone"
-        ) from error
+    state = read_state(path, "weights as .safetensors, .pt or .pth")
     for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
+        if isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(path, "holds no dict of tensors", "a state_dict, alone or under state_dict or model")
     return state
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from maskwright.core.errors import DataError
+from maskwright.core.weights import read_state
 from maskwright.remote_sensing.methods.croma import CromaEncoder
 
 PARTS = {"s1_encoder": "sar", "s2_encoder": "optical", "joint_encoder": "fusion"}
@@ -108,18 +108,9 @@ def load_published(path: str | Path) -> CromaEncoder:
     Raises:
         DataError: the file is missing, holds anything but tensors, or is no CROMA checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            path,
-            "there is no such file",
-            "a published CROMA checkpoint",
-            "Download CROMA_base.pt or CROMA_large.pt from the authors' page and give its path",
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(path, f"could not be read as weights ({type(error).__name__})", "tensors only") from error
-    if not isinstance(state, dict):
-        raise DataError(path, f"holds a {type(state).__name__}", "a state dict")
+    state = read_state(
+        Path(path),
+        "a published CROMA checkpoint",
+        "Download CROMA_base.pt or CROMA_large.pt from the authors' page and give its path",
+    )
     return from_published(state, str(path))

@@ -325,3 +325,18 @@ def _small_vit():
 
     torch.manual_seed(0)
     return VisionTransformer(img_size=56, patch_size=8, in_chans=2, embed_dim=16, depth=1, num_heads=2).eval()
+
+
+def test_bands_in_another_order_than_the_run_was_trained_on_are_refused(tmp_path):
+    samples = "maskwright/remote_sensing/samples/terramesh/S1"
+    run = mw.pretrain(
+        "mae", samples, "tiny", tmp_path / "run", {"data.loader": "geotiff", "data.size": 56, "method.img_size": 56},
+        max_steps=1, batch_size=4, precision="32",
+    )  # fmt: skip
+    for call in (
+        lambda **o: mw.evaluate(run, samples, task="land-cover", labels=f"{samples}/../LULC", out=tmp_path / "a", **o),
+        lambda **o: mw.finetune(run, samples, task="land-cover", labels=f"{samples}/../LULC", out=tmp_path / "b", **o),
+        lambda **o: mw.embed(run, samples, tmp_path / "c.parquet", **o),
+    ):
+        with pytest.raises(ConfigError, match=r"trained on .*VV, VH, but .* gives VH, VV"):
+            call(settings={"data.bands": ["VH", "VV"]})

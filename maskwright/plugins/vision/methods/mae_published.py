@@ -14,6 +14,7 @@ from maskwright.core.encoder import MaskTokenDecoder, VisionTransformer, sincos
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.loader import Statistics
 from maskwright.core.masking import Grid
+from maskwright.core.weights import read_state
 from maskwright.plugins.vision.methods.mae import Mae
 
 HEADS = {768: 12, 1024: 16, 1280: 16}
@@ -218,19 +219,9 @@ def _fill(module: nn.Module, ours: dict[str, Tensor], source: str, what: str) ->
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise DataError(
-            path,
-            "there is no such file",
-            "a published MAE checkpoint",
-            "Download mae_pretrain_vit_base.pth from the authors' page and give its path",
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(path, f"could not be read as weights ({type(error).__name__})", "tensors only") from error
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]
-    if not isinstance(state, dict):
-        raise DataError(path, f"holds a {type(state).__name__}", "a state dict")
-    return state
+    state = read_state(
+        path,
+        "a published MAE checkpoint",
+        "Download mae_pretrain_vit_base.pth from the authors' page and give its path",
+    )
+    return state["model"] if isinstance(state.get("model"), dict) else state
