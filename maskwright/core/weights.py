@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,12 @@ def read_state(path: Path, expected: str, mend: str = "") -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(str(path)))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own words name the unsafe way to load it
-        raise DataError(
-            path,
-            "could not be read as weights: it holds more than tensors, or is damaged",
-            f"{expected}, tensors alone",
-            "Nothing was executed. If the file is whole, save its state_dict() alone",
-        ) from error
-    except Exception as error:  # a damaged file may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(path, f"could not be read as weights ({type(error).__name__}: {reason})", expected) from error
+    except Exception as error:  # a damaged file may raise anything; `weights_only` refuses all but tensors
+        if type(error).__name__ == "UnpicklingError":  # torch's own words name the unsafe way to load it
+            reason, mend = "it holds more than tensors, or is damaged", "If it is whole, save its state_dict() alone"
+        else:
+            reason, mend = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", ""
+        raise DataError(path, f"could not be read as weights: {reason}", f"{expected}, tensors alone", mend) from error
     if not isinstance(state, dict):
         raise DataError(path, f"holds a {type(state).__name__}", f"{expected}, a dict of tensors")
     return state
