@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from maskwright.core.errors import ConfigError, DataError, PluginError
 from maskwright.core.host import get_host
 from maskwright.core.loader import Loader
 from maskwright.core.masking.base import Masking
-from maskwright.core.options import check_options, fail_if_any, option_types
+from maskwright.core.options import check_options, fail_if_any, option_types, takes
 from maskwright.core.recipe import Component, DataSection, MethodSection, Recipe, merge
 from maskwright.core.sample import InputSpec, check_inputs
 from maskwright.core.trainer.method import Method
@@ -130,7 +129,7 @@ def build(recipe: Recipe) -> Built:
     from_data = _options_from_data(method_class, loader.spec, explicit)
     options = check_options("method", method_class, merge(from_data, explicit), problems)
     fail_if_any(problems)
-    if recipe.masking is not None and "masking" in inspect.signature(method_class.__init__).parameters:
+    if recipe.masking is not None and takes(method_class, "masking"):
         options_and_masking = {**options, "masking": masking_class(**masking_options)}
     else:
         options_and_masking = options

@@ -17,22 +17,46 @@ HANDED_OVER = {"self", "path", "masking"}
 """Constructor arguments that are not options: the recipe fills them from other sections."""
 
 
+def constructors(target: Any) -> list[Any]:
+    """A function itself; of a class its constructor and, as long as one hands on `**options`, that of its base class."""
+    if not inspect.isclass(target):
+        return [target]
+    found = []
+    for owner in target.__mro__:
+        if "__init__" in owner.__dict__ and owner is not object:
+            found.append(owner.__dict__["__init__"])
+            kinds = {parameter.kind for parameter in inspect.signature(found[-1]).parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return found
+
+
+def takes(target: Any, name: str) -> bool:
+    """Whether a constructor has an argument of this name, its own or handed on to its base class."""
+    return any(name in inspect.signature(function).parameters for function in constructors(target))
+
+
 def option_types(target: Any) -> dict[str, tuple[Any, Any]]:
-    """(type, default) of each option of a constructor or function; the default is `...` where there is none."""
-    function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(inspect.unwrap(function))
-    options = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in HANDED_OVER or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        default = ... if parameter.default is parameter.empty else parameter.default
-        options[name] = (hints.get(name, Any), default)
+    """(type, default) of each option of a constructor or function; the default is `...` where there is none.
+
+    A constructor that hands on `**options` has those of its base class as well; what it names itself goes before.
+    """
+    options: dict[str, tuple[Any, Any]] = {}
+    for function in constructors(target):
+        hints = typing.get_type_hints(inspect.unwrap(function))
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in HANDED_OVER or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            default = ... if parameter.default is parameter.empty else parameter.default
+            options.setdefault(name, (hints.get(name, Any), default))
     return options
 
 
 def describe_options(target: Any) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, description) of each option; descriptions come from the docstring's `Args:`."""
-    docs = argument_docs(inspect.getdoc(target) or "")
+    """(name, type, default, description) of each option; descriptions come from the docstrings' `Args:`."""
+    docs: dict[str, str] = {}
+    for owner in reversed(target.__mro__) if inspect.isclass(target) else [target]:
+        docs |= argument_docs(inspect.cleandoc(owner.__doc__ or ""))
     rows = []
     for name, (kind, default) in option_types(target).items():
         shown = kind.__name__ if inspect.isclass(kind) else str(kind).replace("typing.", "")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maskwright.core.encoder import Encoder
 from maskwright.core.errors import ConfigError
-from maskwright.core.loader import Statistics
-from maskwright.core.sample import Batch, InputSpec, Meta
+from maskwright.core.loader import Loader, Statistics
+from maskwright.core.sample import Batch, InputSpec, Meta, Sample
 
 SIZES = (32, 48, 64, 96, 120, 128, 224, 16, 8)
 """Sizes of an axis that are tried, in this order."""
@@ -73,3 +75,31 @@ def _statistics(values: Tensor, channel_axis: int) -> Statistics:
 def rows(batch: Batch, index: Sequence[int]) -> Batch:
     """Some samples of a batch, in the order of `index`."""
     return Batch({name: tensor[list(index)] for name, tensor in batch.tensors.items()}, [batch.metas[i] for i in index])
+
+
+class BatchLoader(Loader):
+    """The samples of a batch as a loader, for methods that learn something from the data before the first step."""
+
+    def __init__(self, batch: Batch, inputs: InputSpec) -> None:
+        self.batch, self.spec, self.bad_files = batch, inputs, []
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
+        return Sample({name: tensor[index] for name, tensor in self.batch.tensors.items()}, self.batch.metas[index])
+
+    def group(self, index: int) -> str:
+        return self.batch.metas[index].group
+
+    def statistics(self) -> dict[str, Statistics]:
+        return statistics_of(self.batch, self.spec)
+
+    def picture(self, name: str, tensor: Tensor) -> np.ndarray:
+        grey = tensor.float().flatten(0, -3).mean(0)
+        grey = (grey - grey.amin()) / (grey.amax() - grey.amin()).clamp_min(1e-12) * 255
+        return grey.byte()[..., None].expand(*grey.shape, 3).numpy()

@@ -10,8 +10,8 @@ from torch import Tensor
 from maskwright.core.errors import ConfigError
 from maskwright.core.masking import sample_keys
 from maskwright.core.sample import Batch
-from maskwright.core.trainer.method import Method, Panel, Step
-from maskwright.testing.data import rows, statistics_of
+from maskwright.core.trainer.method import Method, Panel, Progress, Step
+from maskwright.testing.data import BatchLoader, rows
 from maskwright.testing.encoder import require_inputs, round_trip
 from maskwright.testing.require import by_name, require, same_bits
 
@@ -41,7 +41,8 @@ def check_method(
     name = type(method).__name__
     require(isinstance(method, Method), f"{name} is no maskwright.core.trainer.method.Method.")
     require_inputs(method.inputs, batch, name)
-    method.encoder.fit_normalizers(statistics_of(batch, method.inputs))
+    method.prepare(BatchLoader(batch, method.inputs), torch.Generator().manual_seed(5))
+    method.start_step(Progress(0, steps, 0, steps))
     keys = sample_keys(torch.Generator().manual_seed(11), len(batch))
     _check_forward(method, batch, keys, name)
     panels = _check_preview(method, batch, keys, name)
@@ -150,6 +151,7 @@ def _check_training(method: Method, batch: Batch, keys: Tensor, steps: int, lr: 
     optimizer = torch.optim.AdamW(trainable.values(), lr=lr, weight_decay=0.0)
     losses = []
     for step in range(steps + 1):
+        method.start_step(Progress(step, steps, step, steps))
         loss = _step(method, batch, keys).loss
         losses.append(loss.item())
         optimizer.zero_grad()
@@ -173,6 +175,7 @@ def _check_weights(method: Method, factory: Callable[[], Method], batch: Batch, 
     torch.manual_seed(2)
     other = factory()
     other.load_state_dict(round_trip(method))
+    other.start_step(method.progress)
     method.train(), other.train()
     same = same_bits(_step(method, batch, keys).loss.detach(), _step(other, batch, keys).loss.detach())
     require(same, f"{name}: weights loaded into a new method give another loss. Register state as buffers.")

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from maskwright.core.encoder import VisionTransformer
 from maskwright.core.masking import RandomMasking, sample_keys
 from maskwright.core.objective import masked_reconstruction
 from maskwright.core.patch_method import PatchMethod
@@ -16,10 +15,9 @@ class MeanFill(PatchMethod):
     """Predicts the same learned patch everywhere, from the mean of the visible tokens."""
 
     def __init__(self, size=(8, 8), patch=(2, 4), channels=3):
-        super().__init__()
-        self.encoder = VisionTransformer(size, patch, channels, 16, 1, 2)
-        self.head = torch.nn.Linear(16, self.encoder.patch_embed.in_features)
-        self.masking = RandomMasking(0.5)
+        dims = {1: "C T", 2: "C H W", 3: "C D H W"}[len(size)]
+        super().__init__(dims, size, patch, channels, 16, 1, 2, masking=RandomMasking(0.5))
+        self.head = torch.nn.Linear(16, self.patch_values)
 
     def predict(self, tokens, mask):
         seen = self.encoder(tokens, mask).mean(1, keepdim=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,18 +21,32 @@ def _check_heads(dim: int, num_heads: int) -> None:
         raise ConfigError(f"embed_dim={dim} does not divide into num_heads={num_heads}.")
 
 
-class Attention(nn.Module):
-    """Self-attention over (B, N, D) with an optional additive bias (1 or B, H, N, N) and rotary angles."""
+QkvBias = bool | Literal["qv"]
+"""Biases of the query, key and value projections: of all, of none, or of query and value (BEiT, CAE)."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+
+class Attention(nn.Module):
+    """Self-attention over (B, N, D) with an optional additive bias (1 or B, H, N, N) and rotary angles.
+
+    A bias of the keys adds the same number to all scores of a query, so that "qv" computes what true computes.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: QkvBias = True) -> None:
         super().__init__()
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias is True)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
-        q, k, v = (_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
+        if self.q_bias is None or self.v_bias is None:
+            projected = self.qkv(x)
+        else:
+            whole = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            projected = F.linear(x, self.qkv.weight, whole)
+        q, k, v = (_heads(part, self.num_heads) for part in projected.chunk(3, dim=-1))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         bias = bias if bias is None else bias.to(q.dtype)
@@ -68,21 +85,59 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class Residual(nn.Module):
+    """What a block adds to its input: scaled by a trained factor a channel, and left out of some samples in training.
+
+    Args:
+        dim: width D.
+        layer_scale: initial factor (CaiT, Touvron et al. 2021); None for no factor at all.
+        drop_path: share of the samples whose addition is left out, the others are scaled up (Huang et al. 2016).
+    """
+
+    def __init__(self, dim: int, layer_scale: float | None = None, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= drop_path < 1:
+            raise ConfigError(f"drop_path={drop_path} is outside [0, 1).")
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.gamma is None else x * self.gamma
+        if self.drop_path and self.training:
+            kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.drop_path
+            x = x * (kept.to(x.dtype) / (1 - self.drop_path))
+        return x
+
+
+def drop_path_rates(highest: float, depth: int) -> list[float]:
+    """Rates that grow linearly from 0 at the first block to `highest` at the last."""
+    return [highest * number / max(depth - 1, 1) for number in range(depth)]
+
+
 class Block(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x))."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)); `layer_scale` and `drop_path` as in `Residual`."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True, norm_eps: float = 1e-6
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: QkvBias = True,
+        norm_eps: float = 1e-6,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias)
+        self.residual1 = Residual(dim, layer_scale, drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.residual2 = Residual(dim, layer_scale, drop_path)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), bias, angles)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.residual1(self.attn(self.norm1(x), bias, angles))
+        return x + self.residual2(self.mlp(self.norm2(x)))
 
 
 class CrossBlock(nn.Module):

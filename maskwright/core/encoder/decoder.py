@@ -11,7 +11,40 @@ from maskwright.core.masking.base import Grid, Mask
 from maskwright.core.masking.hide import restore
 
 
-class MaskTokenDecoder(nn.Module):
+class DecoderStack(nn.Module):
+    """Blocks, norm, and a linear head over the tokens behind the prefix: (B, prefix + N, width) to (B, N, out_dim)."""
+
+    def __init__(
+        self,
+        width: int,
+        out_dim: int,
+        depth: int,
+        num_heads: int,
+        num_prefix_tokens: int = 0,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self._add_stack(width, out_dim, depth, num_heads, num_prefix_tokens, qkv_bias, norm_eps)
+
+    def _add_stack(
+        self, width: int, out_dim: int, depth: int, num_heads: int, prefix: int, qkv_bias: bool, norm_eps: float
+    ) -> None:
+        self.num_prefix_tokens = prefix
+        self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=qkv_bias, norm_eps=norm_eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.head = nn.Linear(width, out_dim)
+
+    def decode(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, self.num_prefix_tokens :]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(x)
+
+
+class MaskTokenDecoder(DecoderStack):
     """Linear D to width, mask tokens at hidden places, fixed sine-cosine positions, blocks, norm, linear to `out_dim`.
 
     Args:
@@ -35,24 +68,20 @@ class MaskTokenDecoder(nn.Module):
         qkv_bias: bool = True,
         norm_eps: float = 1e-6,
     ) -> None:
-        super().__init__()
-        self.num_prefix_tokens = num_prefix_tokens
+        nn.Module.__init__(self)  # modules in the order in which data meet them: that of their random weights, too
         self.embed = nn.Linear(in_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.randn(1, 1, decoder_dim) * 0.02)
         self.positions = SinCosPositions(decoder_dim)
-        self.blocks = nn.ModuleList(
-            Block(decoder_dim, num_heads, qkv_bias=qkv_bias, norm_eps=norm_eps) for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(decoder_dim, eps=norm_eps)
-        self.head = nn.Linear(decoder_dim, out_dim)
+        self._add_stack(decoder_dim, out_dim, depth, num_heads, num_prefix_tokens, qkv_bias, norm_eps)
 
-    def forward(self, visible: Tensor, mask: Mask, grid: Grid) -> Tensor:
+    def fill(self, visible: Tensor, mask: Mask | None, grid: Grid) -> Tensor:
+        """Input of the blocks, (B, [1 +] N, width); without a mask all tokens are there and none is a mask token."""
         x = self.embed(visible)
         prefix, x = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        x = restore(x, mask, self.mask_token)
+        if mask is not None:
+            x = restore(x, mask, self.mask_token)
         x = x + self.positions.add(grid, None, x.device).to(x.dtype)
-        if self.num_prefix_tokens:
-            x = torch.cat([prefix, x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x[:, self.num_prefix_tokens :]))
+        return torch.cat([prefix, x], dim=1) if self.num_prefix_tokens else x
+
+    def forward(self, visible: Tensor, mask: Mask | None, grid: Grid) -> Tensor:  # type: ignore[override]
+        return self.decode(self.fill(visible, mask, grid))

@@ -101,6 +101,8 @@ class OutsideEncoder(Encoder):
         self.resize = None if resize is None else as_tuple(resize, self.axes)
         self.notes: list[str] = []
         """What a user should know of the loading: tensors left over or adapted."""
+        self.scaling, self.trained = "auto", False
+        """What was asked of the scaling of inputs, and whether weights were loaded; for `fit_outside`."""
         self.add_normalizers(normalization)
         if self.model.kind == "timm":
             if self.axes != 2:
@@ -281,8 +283,9 @@ def _open_text(text: ModelText, loader: Loader | None) -> Encoder:
             None if resize is None else as_tuple(resize, len(spec.dims.split()) - 1),
             size,
         )
-    trained = _load(encoder, channels, ours) if text.kind == "timm" else False
-    _fit(encoder, loader, kind, trained)
+    encoder.trained = _load(encoder, channels, ours) if text.kind == "timm" else False
+    encoder.scaling = kind
+    fit_outside(encoder, loader)
     return encoder.eval()
 
 
@@ -325,8 +328,13 @@ def _input_of(loader: Loader | None, wanted: str | None) -> tuple[str, TensorSpe
     return names[0], loader.spec[names[0]], size
 
 
-def _fit(encoder: OutsideEncoder, loader: Loader | None, kind: str, trained: bool) -> None:
-    """Set the scaling of the input; `open_encoder` says which."""
+def fit_outside(encoder: OutsideEncoder, loader: Loader | None) -> None:
+    """Set the scaling of the input for some data; `open_encoder` says which it is.
+
+    Raises:
+        ConfigError: a scaling that was asked for and does not exist.
+    """
+    kind, trained = encoder.scaling, encoder.trained
     name, config = encoder.input_name, getattr(encoder.module, "pretrained_cfg", None) or {}
     channels = encoder.inputs[name].channel_count
     statistics = loader.statistics().get(name) if loader is not None and kind in ("auto", "data") else None

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from maskwright.core.encoder.base import Embedding, Encoder, Tokens
-from maskwright.core.encoder.blocks import Block
+from maskwright.core.encoder.blocks import Block, QkvBias, drop_path_rates
+from maskwright.core.encoder.crate import CrateBlock
 from maskwright.core.encoder.patches import as_tuple, patch_grid, patchify
 from maskwright.core.encoder.positions import PositionKind, make_positions
+from maskwright.core.errors import ConfigError
 from maskwright.core.masking.base import Mask
 from maskwright.core.masking.hide import drop, replace
 from maskwright.core.sample import Batch, TensorSpec
 
 _DIMS = {1: "C T", 2: "C H W", 3: "C D H W"}
+BlockKind = Literal["transformer", "crate"]
 
 
 class VisionTransformer(Encoder):
@@ -27,7 +31,12 @@ class VisionTransformer(Encoder):
         img_size: pixels along each axis, (224, 224) or one number; other sizes can be embedded later.
         patch_size: pixels of a patch along each axis, or one number.
         in_chans: channels C.
-        embed_dim, depth, num_heads, mlp_ratio, qkv_bias: as in timm.
+        embed_dim, depth, num_heads, mlp_ratio: as in timm.
+        qkv_bias: true, false, or "qv" for query and value only.
+        block: "transformer", or "crate" for the white-box blocks of CRATE; these have no MLP and no biases of their
+            projections, so that `mlp_ratio`, `qkv_bias` and `layer_scale` mean nothing to them.
+        layer_scale: initial factor on what a block adds (BEiT, CAE); None for none.
+        drop_path: share of samples that skip the last block in training, growing linearly from 0 at the first.
         positions: sincos (fixed), learned, rope, alibi or none.
         class_token: prepend a class token, without a position.
         pool: pooled embedding from the "mean" of patch tokens or from the class "token".
@@ -49,15 +58,20 @@ class VisionTransformer(Encoder):
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
+        qkv_bias: QkvBias = True,
         positions: PositionKind = "sincos",
         class_token: bool = True,
         pool: Literal["mean", "token"] = "mean",
         norm_eps: float = 1e-6,
         input_name: str = "image",
         normalization: Literal["standard", "two-sigma", "none"] = "standard",
+        block: BlockKind = "transformer",
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if block not in ("transformer", "crate"):
+            raise ConfigError(f'block="{block}" is neither transformer nor crate.')
         axes = max((len(size) for size in (img_size, patch_size) if not isinstance(size, int)), default=2)
         self.patch_size = as_tuple(patch_size, axes)
         self.grid = patch_grid(as_tuple(img_size, axes), self.patch_size, input_name)
@@ -71,7 +85,12 @@ class VisionTransformer(Encoder):
         self.positions = make_positions(positions, embed_dim, num_heads, self.grid)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.num_prefix_tokens = int(class_token)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_eps, layer_scale, rate)
+            if block == "transformer"
+            else CrateBlock(embed_dim, num_heads, drop_path=rate)
+            for rate in drop_path_rates(drop_path, depth)
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         init_transformer(self)
 
@@ -91,6 +110,34 @@ class VisionTransformer(Encoder):
             mask: which tokens are hidden; without it all are visible.
             fill: (D,) stands in place of hidden tokens; without it they are dropped.
         """
+        x, bias, angles = self.first(tokens, mask, fill)
+        for block in self.blocks:
+            x = block(x, bias, angles)
+        return self.norm(x)
+
+    def hidden_states(
+        self, tokens: Tokens, layers: Sequence[int], mask: Mask | None = None, fill: Tensor | None = None
+    ) -> list[Tensor]:
+        """Outputs (B, [1 +] V, D) of some blocks (from 0), before the last norm. Blocks behind the last of them rest.
+
+        Raises:
+            ConfigError: there is no such block.
+        """
+        if not layers or not all(0 <= layer < len(self.blocks) for layer in layers):
+            raise ConfigError(
+                f"The encoder has {len(self.blocks)} blocks, numbered from 0; {list(layers)} is not among them."
+            )
+        x, bias, angles = self.first(tokens, mask, fill)
+        states = []
+        for block in self.blocks[: max(layers) + 1]:
+            x = block(x, bias, angles)
+            states.append(x)
+        return [states[layer] for layer in layers]
+
+    def first(
+        self, tokens: Tokens, mask: Mask | None = None, fill: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What goes into the first block: tokens (B, [1 +] V, D), attention bias, rotary angles."""
         grid, values, index = tokens.grid, tokens.values, None
         if mask is not None and fill is None:
             values, index = drop(values, mask), mask.visible
@@ -105,9 +152,7 @@ class VisionTransformer(Encoder):
             x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
             bias = bias if bias is None else nn.functional.pad(bias, (1, 0, 1, 0))
             angles = angles if angles is None else nn.functional.pad(angles, (0, 0, 1, 0))
-        for block in self.blocks:
-            x = block(x, bias, angles)
-        return self.norm(x)
+        return x, bias, angles
 
     def embed_batch(self, batch: Batch) -> Embedding:
         tokens = self.tokenize(batch)

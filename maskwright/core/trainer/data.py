@@ -35,7 +35,7 @@ def generator_for(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-ORDER, READ, KEYS, FORWARD = 1, 2, 3, 4
+ORDER, READ, KEYS, FORWARD, PREPARE = 1, 2, 3, 4, 5
 """What a derived generator is for; keeps the streams apart."""
 
 

@@ -18,7 +18,7 @@ from maskwright.core.masking import sample_keys
 from maskwright.core.recipe import Recipe
 from maskwright.core.sample import Batch, Sample, collate
 from maskwright.core.trainer import checkpoint as checkpoints
-from maskwright.core.trainer.data import READ, Plan, generator_for
+from maskwright.core.trainer.data import PREPARE, READ, Plan, generator_for
 from maskwright.core.trainer.optim import make_optimizer
 from maskwright.core.trainer.pretrain import check_bad_files, make_plan, peak_lr, resolve_trainer
 
@@ -110,7 +110,7 @@ def dry_run(recipe: Recipe, out: str | Path = "runs") -> Forecast:
     if built.loader.bad_files:
         notes.append(f"{len(built.loader.bad_files)} files are left out, the first: {built.loader.bad_files[0].reason}")
     method = built.method.to(str(settings.accelerator))
-    method.encoder.fit_normalizers(built.loader.statistics())
+    method.prepare(built.loader, generator_for(recipe.seed, PREPARE))
     batch: Batch = collate(samples).to(str(settings.accelerator))
     keys = sample_keys(torch.Generator().manual_seed(recipe.seed), len(batch), batch.device)
     counter = FlopCounterMode(display=False)

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from maskwright.core.encoder.base import Encoder
+from maskwright.core.loader import Loader
 from maskwright.core.sample import Batch, InputSpec
 
 
@@ -18,6 +20,21 @@ class Step:
 
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for methods and maskings that follow a schedule. Both counts start at 0.
+
+    Args:
+        step, steps: optimiser step that is made, and all of the run.
+        epoch, epochs: pass over the data that it belongs to, and all of the run.
+    """
+
+    step: int = 0
+    steps: int = 1
+    epoch: int = 0
+    epochs: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +69,8 @@ class Method(nn.Module, ABC):
     """Masking section of a recipe that names none."""
     presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
     """Sizes: `{"tiny": {"method": {option: value}, "trainer": {setting: value}}}`. "base" is the paper's."""
+    progress: Progress = Progress()
+    """Where the run is. Set by `start_step`."""
 
     @property
     def inputs(self) -> InputSpec:
@@ -77,6 +96,21 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def preview(self, batch: Batch, keys: Tensor) -> dict[str, Panel]:
         """What was hidden and how it was filled, for each input that a picture can be made of."""
+
+    def prepare(self, loader: Loader, generator: torch.Generator) -> None:
+        """Learn from the data what is no weight: the scaling of inputs, a tokenizer. Once, before the first step.
+
+        Args:
+            generator: decides what is random about it.
+        """
+        self.encoder.fit_normalizers(loader.statistics())
+
+    def start_step(self, progress: Progress) -> None:
+        """Called before each optimiser step, also of a resumed run. A masking is told the epoch."""
+        self.progress = progress
+        masking = getattr(self, "masking", None)
+        if masking is not None:
+            masking.epoch = progress.epoch
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Called after each optimiser step (moving averages, schedules)."""

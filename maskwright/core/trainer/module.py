@@ -18,7 +18,7 @@ from maskwright.core.sample import Batch
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.data import FORWARD, KEYS, Plan, derive_seed, make_dataloader
 from maskwright.core.trainer.guard import bad_file_problem, stop_for, write_diagnosis
-from maskwright.core.trainer.method import Method
+from maskwright.core.trainer.method import Method, Progress
 from maskwright.core.trainer.optim import lr_at, make_optimizer
 from maskwright.core.trainer.run import Run
 from maskwright.core.trainer.sharding import shard, whole, whole_state
@@ -135,6 +135,7 @@ class PretrainModule(L.LightningModule):
         micro = self.step * self.plan.accumulate + len(self._micro_batches)
         if not self._micro_batches:
             self.terms, self._passes = {}, 0
+            self.method.start_step(self.progress)
         if self._usable(batch):
             torch.manual_seed(derive_seed(self.seed, FORWARD, micro, self.global_rank))
             result = self.method(batch, self.keys(batch, micro // self.plan.micro_per_epoch))
@@ -179,6 +180,13 @@ class PretrainModule(L.LightningModule):
     def lr(self) -> float:
         """Learning rate of the present step."""
         return lr_at(self.step, self.plan.steps, self.warmup, self.peak_lr, self.settings.min_lr_ratio)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is before the present step."""
+        each = self.plan.micro_per_epoch
+        last = max(self.plan.steps * self.plan.accumulate - 1, 0)
+        return Progress(self.step, self.plan.steps, self.step * self.plan.accumulate // each, last // each + 1)
 
     def _refuse_step(self, stage: str) -> None:
         self.bad_steps += 1

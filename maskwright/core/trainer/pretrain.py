@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from maskwright.core.build import Built, build
+from maskwright.core.encoder.teacher import EMATeacher
 from maskwright.core.errors import ConfigError, DataError, TrainingStopped
 from maskwright.core.host import get_host
 from maskwright.core.recipe import Recipe, TrainerSection, make_recipe, validated
 from maskwright.core.trainer import checkpoint as checkpoints
-from maskwright.core.trainer.data import Plan
+from maskwright.core.trainer.data import PREPARE, Plan, generator_for
 from maskwright.core.trainer.files import write_text
 from maskwright.core.trainer.guard import bad_file_problem
 from maskwright.core.trainer.lock import locked
@@ -69,7 +70,7 @@ def pretrain(
             raise ConfigError("With several processes, name the run directory: --run DIR.")
     path = Path(run) if run is not None else Path("runs") / f"{recipe.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     target = Run(path) if launched else Run.create(path)
-    built.method.encoder.fit_normalizers(built.loader.statistics())
+    built.method.prepare(built.loader, generator_for(built.recipe.seed, PREPARE))
     return _train(target, built, None)
 
 
@@ -86,7 +87,7 @@ def resume(run: str | Path | Run) -> Run:
     built = build(run.recipe())
     if newest is None:
         _say("There is no checkpoint yet; training starts again from the beginning.")
-        built.method.encoder.fit_normalizers(built.loader.statistics())
+        built.method.prepare(built.loader, generator_for(built.recipe.seed, PREPARE))
     elif newest.state.get("samples", len(built.loader)) != len(built.loader):
         _say(
             f"Warning: the data held {newest.state['samples']} samples when training stopped and hold "
@@ -204,6 +205,11 @@ def _train_locked(run: Run, built: Built, start: checkpoints.Checkpoint | None) 
     from maskwright.core.trainer.module import PretrainModule
 
     settings = resolve_trainer(built.recipe.trainer, len(built.loader))
+    if settings.strategy == "fsdp" and any(isinstance(part, EMATeacher) for part in built.method.modules()):
+        raise ConfigError(
+            f"{built.recipe.method.name} follows a moving average of itself, which does not work with "
+            f"trainer.strategy=fsdp yet. Use ddp."
+        )
     recipe = built.recipe.model_copy(update={"trainer": settings})
     if settings.threads:
         torch.set_num_threads(settings.threads)

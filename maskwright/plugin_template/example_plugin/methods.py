@@ -1,5 +1,5 @@
-from maskwright.core.encoder import MaskTokenDecoder, VisionTransformer
-from maskwright.core.masking import Masking, RandomMasking
+from maskwright.core.encoder import MaskTokenDecoder
+from maskwright.core.masking import Masking
 from maskwright.core.objective import masked_reconstruction
 from maskwright.core.patch_method import PatchMethod
 from maskwright.core.trainer.method import Step
@@ -16,10 +16,8 @@ class PictureMae(PatchMethod):
     presets = {"tiny": {"method": {"embed_dim": 48, "depth": 2}, "trainer": {"lr": 1e-3}}}
 
     def __init__(self, patch_size: int = 4, embed_dim: int = 192, depth: int = 6, masking: Masking | None = None):
-        super().__init__()
-        self.encoder = VisionTransformer(8 * patch_size, patch_size, 1, embed_dim, depth, num_heads=3)
+        super().__init__("C H W", 8 * patch_size, patch_size, 1, embed_dim, depth, num_heads=3, masking=masking)
         self.decoder = MaskTokenDecoder(embed_dim, patch_size**2, 64, 1, 4, num_prefix_tokens=1)
-        self.masking = masking or RandomMasking(0.75)
 
     def predict(self, tokens, mask):
         return self.decoder(self.encoder(tokens, mask), mask, tokens.grid)

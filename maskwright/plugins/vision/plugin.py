@@ -4,14 +4,41 @@ from __future__ import annotations
 
 from maskwright.core.hookspecs import Component, hookimpl
 
+_METHODS = "maskwright.plugins.vision.methods"
+
 
 @hookimpl
 def register_methods() -> list[Component]:
     return [
         Component(
             "mae",
-            "maskwright.plugins.vision.methods.mae:Mae",
+            f"{_METHODS}.mae:Mae",
             "Reconstruction of hidden patches of any single image, volume or series.",
             "MAE, He et al., CVPR 2022",
-        )
+        ),
+        Component(
+            "colormae",
+            f"{_METHODS}.color_mae:ColorMae",
+            "MAE whose masks come from filtered noise.",
+            "ColorMAE, Hinojosa et al., ECCV 2024",
+            aliases=("color-mae",),
+        ),
+        Component(
+            "hpm",
+            f"{_METHODS}.hpm:Hpm",
+            "MAE that learns which patches are hard, and hides those.",
+            "HPM, Wang et al., CVPR 2023",
+        ),
+        Component(
+            "dmae",
+            f"{_METHODS}.dmae:Dmae",
+            "MAE that also learns a middle layer of a frozen teacher from the same visible patches.",
+            "DMAE, Bai et al., CVPR 2023",
+        ),
+        Component(
+            "crate-mae",
+            f"{_METHODS}.crate_mae:CrateMae",
+            "White-box transformer blocks, mask tokens before the encoder.",
+            "CRATE-MAE, Pai et al., ICLR 2024",
+        ),
     ]
