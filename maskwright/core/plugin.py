@@ -17,6 +17,18 @@ def register_maskings() -> list[Component]:
         Component("unit", f"{_STRATEGIES}:UnitMasking", "Whole units of several tokens are hidden.", "SimMIM, 2022"),
         Component("block", f"{_STRATEGIES}:BlockMasking", "A few compact boxes are hidden.", "after BEiT, 2022"),
         Component(
+            "beit-block",
+            "maskwright.core.masking.beit:BeitBlockMasking",
+            "Rectangles of random size and shape, exact count; images only.",
+            "BEiT, 2022; CAE, 2023",
+        ),
+        Component(
+            "group",
+            "maskwright.core.masking.groups:GroupMasking",
+            "Small overlapping rectangles, one after the other.",
+            "GMML, 2022",
+        ),
+        Component(
             "colour-noise",
             f"{_STRATEGIES}:ColourNoiseMasking",
             "Filtered noise: blobs (red), even spread (blue), clusters (green), coarse and fine (purple).",

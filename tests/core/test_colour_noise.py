@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from maskwright.core.build import build_masking
 from maskwright.core.errors import ConfigError
-from maskwright.core.masking import ColourNoiseMasking, Grid, RandomMasking, sample_keys, uniform
+from maskwright.core.masking import ColourNoiseMasking, Grid, RandomMasking, mask_from_scores, sample_keys, uniform
+from maskwright.core.recipe import Component
+from maskwright.testing import check_masking
+from tests.core.components import component_sizes
 
 COLOURS = ("red", "blue", "green", "purple")
 GRID = Grid((14, 14))
@@ -25,7 +29,11 @@ def _keys(count, seed=0):
 
 
 def _agreement(masking, count=1000):
-    hidden = masking(GRID, _keys(count)).hidden.view(-1, 14, 14)
+    return _equal_neighbours(masking(GRID, _keys(count)).hidden)
+
+
+def _equal_neighbours(hidden):
+    hidden = hidden.view(-1, 14, 14)
     down, right = hidden[:, 1:] == hidden[:, :-1], hidden[:, :, 1:] == hidden[:, :, :-1]
     return torch.cat([down.flatten(), right.flatten()]).float().mean().item()
 
@@ -41,27 +49,19 @@ def test_neighbours_agree_as_often_as_simulated(colour, sigma, narrow, expected)
     assert _agreement(ColourNoiseMasking(0.75, colour, sigma, narrow)) == pytest.approx(expected, abs=0.015)
 
 
+@pytest.mark.parametrize(("colour", "sigma", "narrow", "expected"), AGREEMENT)
+def test_windows_of_larger_maps_agree_as_often(colour, sigma, narrow, expected):
+    """The sheet's own simulation: 14 x 14 tokens cut from 400 maps of 64 x 64."""
+    noise = ColourNoiseMasking(0.75, colour, sigma, narrow).noise(Grid((64, 64)), _keys(400))
+    hidden = mask_from_scores(-noise[:, 20:34, 30:44].flatten(1), 147).hidden
+    assert _equal_neighbours(hidden) == pytest.approx(expected, abs=0.015)
+
+
 def test_order_of_the_colours():
     red, green, blue = (_agreement(ColourNoiseMasking(0.75, colour)) for colour in ("red", "green", "blue"))
     white = _agreement(RandomMasking(0.75))
     assert white == pytest.approx(0.625, abs=0.01)  # 0.75^2 + 0.25^2
     assert red > green > white > blue
-
-
-def _largest_component(visible):
-    """Size of the largest 4-connected set of True in (H, W), by flooding."""
-    left, largest = {tuple(place) for place in visible.nonzero().tolist()}, 0
-    while left:
-        stack, size = [left.pop()], 0
-        while stack:
-            row, column = stack.pop()
-            size += 1
-            for place in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
-                if place in left:
-                    left.remove(place)
-                    stack.append(place)
-        largest = max(largest, size)
-    return largest
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def _largest_component(visible):
 )
 def test_size_of_the_largest_visible_component(masking, expected, tolerance):
     visible = ~masking(GRID, _keys(200)).hidden.view(-1, 14, 14)
-    sizes = [_largest_component(one) for one in visible]
+    sizes = [max(component_sizes(one)) for one in visible]
     assert sum(sizes) / len(sizes) == pytest.approx(expected, abs=tolerance)
 
 
@@ -133,6 +133,38 @@ def test_every_token_is_hidden_equally_often(colour, shape):
     assert (share - 0.75).abs().max() < 5 * (0.75 * 0.25 / 4000) ** 0.5
 
 
+def test_division_by_the_maximum_would_turn_the_order_around():
+    """The official code divides a map by its maximum before it ranks; red maps may be negative everywhere."""
+    grid, keys = Grid((6, 6)), _keys(400)
+    masking = ColourNoiseMasking(0.75, "red", sigma=3.0)
+    noise = masking.noise(grid, keys).flatten(1)
+    below = noise.amax(1) < 0
+    assert 0.2 < below.float().mean() < 0.8
+    strongest, weakest = noise.topk(9).indices.sort().values, (-noise).topk(9).indices.sort().values
+    divided = (noise / noise.amax(1, keepdim=True)).topk(9).indices.sort().values
+    assert torch.equal(divided[~below], strongest[~below])
+    assert torch.equal(divided[below], weakest[below])  # the fault
+    assert torch.equal(masking(grid, keys).visible.sort().values, strongest)  # ours has it nowhere
+
+
+def test_colour_by_epoch():
+    keys = _keys(20)
+    masking = ColourNoiseMasking(colour="red", schedule={100: "blue", 10: "green"})
+    of = {colour: ColourNoiseMasking(colour=colour)(GRID, keys).restore for colour in COLOURS}
+    assert masking.epoch == 0
+    for epoch, colour in ((0, "red"), (9, "red"), (10, "green"), (99, "green"), (100, "blue"), (5000, "blue")):
+        masking.epoch = epoch
+        assert masking.current_colour == colour
+        assert torch.equal(masking(GRID, keys).restore, of[colour])
+    assert ColourNoiseMasking(schedule={0: "purple"}).current_colour == "purple"
+    check_masking(masking)
+
+
+def test_a_schedule_can_be_written_in_a_recipe():
+    masking = build_masking(Component.model_validate({"name": "colour-noise", "schedule": {"100": "blue"}}))
+    assert masking.schedule == {100: "blue"}
+
+
 def test_axes_shorter_than_the_kernel():
     for shape in ((1,), (2, 30), (1, 1, 5)):
         assert ColourNoiseMasking(0.0, "red", sigma=4.0)(Grid(shape), _keys(2)).visible.shape[0] == 2
@@ -150,6 +182,9 @@ def test_not_one_bit_depends_on_the_batch():
 def test_refusals():
     with pytest.raises(ConfigError, match=r"masking\.colour"):
         ColourNoiseMasking(colour="pink")
+    for schedule in ({-1: "red"}, {5: "pink"}, {1.5: "red"}, {True: "red"}, {"5": "red"}):
+        with pytest.raises(ConfigError, match=r"masking\.schedule=.*0-based epoch and one of red, blue, green, purple"):
+            ColourNoiseMasking(schedule=schedule)
     for sigma, narrow in ((1.0, 1.0), (1.0, 2.0), (1.0, 0.0)):
         with pytest.raises(ConfigError, match="sigma_narrow"):
             ColourNoiseMasking(sigma=sigma, sigma_narrow=narrow)

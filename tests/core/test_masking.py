@@ -56,6 +56,19 @@ def test_visible_count_is_truncated_as_in_mae(ratio, count, visible):
     assert count - RandomMasking(ratio).hidden_count(Grid((count,))) == visible
 
 
+@pytest.mark.parametrize("shape", [(14, 14), (8, 8), (3,), (4, 5, 6)])
+def test_a_fixed_number_of_visible_tokens_on_any_grid(shape):
+    """CropMAE keeps 2; 0.985 of 196 would keep 2 as well, but of 64 none."""
+    grid = Grid(shape)
+    masking = RandomMasking(0.1, visible=2)
+    _is_mask(masking(grid, _keys(20)), 20, grid.count, grid.count - 2)
+    same = RandomMasking((grid.count - 2) / grid.count)(grid, _keys(20))
+    assert torch.equal(masking(grid, _keys(20)).restore, same.restore)
+    assert 196 - RandomMasking(0.985).hidden_count(Grid((14, 14))) == 2
+    positions = torch.rand(5, 3)
+    assert RandomMasking(visible=4)(Grid((5,), positions), _keys(3)).masked.shape == (3, 1)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 4000), st.data())
 def test_a_ratio_of_k_in_n_hides_exactly_k(count, data):
@@ -118,7 +131,12 @@ def test_clear_refusals():
         GuidedMasking()(Grid((4,)), keys)
     with pytest.raises(ConfigError, match=r"shape \(2, 3\).*\(2, 4\) was expected"):
         GuidedMasking()(Grid((4,)), keys, torch.zeros(2, 3))
+    for visible in (4, 5):
+        with pytest.raises(ConfigError, match=r"masking\.visible=\d hides nothing of 4 tokens. Choose at most 3"):
+            RandomMasking(visible=visible)(Grid((4,)), keys)
     for make in (
+        lambda: RandomMasking(visible=0),
+        lambda: RandomMasking(visible=-3),
         lambda: UnitMasking(unit=0),
         lambda: BlockMasking(blocks=0),
         lambda: BlockMasking(max_aspect=0.5),

@@ -1,6 +1,8 @@
 """Which tokens are hidden, and what happens to them. True always means hidden."""
 
 from maskwright.core.masking.base import Grid, Mask, Masking, mask_from_scores
+from maskwright.core.masking.beit import BeitBlockMasking
+from maskwright.core.masking.groups import GroupMasking, group_corruption
 from maskwright.core.masking.hide import drop, replace, restore
 from maskwright.core.masking.random_keys import fold, normal, sample_keys, uniform
 from maskwright.core.masking.strategies import (
@@ -12,9 +14,11 @@ from maskwright.core.masking.strategies import (
 )
 
 __all__ = [
+    "BeitBlockMasking",
     "BlockMasking",
     "ColourNoiseMasking",
     "Grid",
+    "GroupMasking",
     "GuidedMasking",
     "Mask",
     "Masking",
@@ -22,6 +26,7 @@ __all__ = [
     "UnitMasking",
     "drop",
     "fold",
+    "group_corruption",
     "mask_from_scores",
     "normal",
     "replace",

@@ -114,6 +114,11 @@ class Masking(ABC):
     """Whether every token is hidden equally often. Promised here, checked by the contract test."""
     needs_guide: ClassVar[bool] = False
     """Whether a score must come from outside."""
+    variants: ClassVar[tuple[dict[str, str], ...]] = ()
+    """Options worth seeing side by side: a preview draws one picture for each, unless the user sets them."""
+
+    epoch: int = 0
+    """0-based epoch, set by the trainer before each step; strategies with a schedule look at it."""
 
     def __init__(self, ratio: float = 0.75) -> None:
         if not 0 <= ratio < 1:

@@ -13,16 +13,37 @@ from maskwright.core.errors import ConfigError
 from maskwright.core.masking.base import Grid, Masking
 from maskwright.core.masking.random_keys import fold, uniform
 
+COLOURS = ("red", "blue", "green", "purple")
+
 
 class RandomMasking(Masking):
     """White noise: every set of tokens is equally likely (MAE, He et al. 2022).
 
     Args:
         ratio: share of tokens to hide.
+        visible: exact number of tokens that stay visible, whatever the grid (CropMAE, Eymael et al. 2024, keeps 2);
+            wins over `ratio`.
     """
 
     scattered = True
     uniform_marginals = True
+    visible: int | None = None
+
+    def __init__(self, ratio: float = 0.75, visible: int | None = None) -> None:
+        super().__init__(ratio)
+        if visible is not None and visible < 1:
+            raise ConfigError(f"masking.visible={visible} must be 1 or more tokens.")
+        self.visible = visible
+
+    def hidden_count(self, grid: Grid) -> int:
+        if self.visible is None:
+            return super().hidden_count(grid)
+        if self.visible >= grid.count:
+            raise ConfigError(
+                f"masking.visible={self.visible} hides nothing of {grid.count} tokens. "
+                f"Choose at most {grid.count - 1}, or set masking.ratio instead."
+            )
+        return grid.count - self.visible
 
     def score(self, grid: Grid, keys: Tensor, guide: Tensor | None = None) -> Tensor:
         return uniform(keys, grid.count)
@@ -116,9 +137,12 @@ class ColourNoiseMasking(Masking):
         colour: red (large blobs), blue (even spread), green (clusters of medium size), purple (coarse and fine).
         sigma: s of red and blue, s2 (the wider) of green and purple; in tokens.
         sigma_narrow: s1 of green and purple; in tokens, smaller than sigma.
+        schedule: colours of later epochs, as {0-based epoch: colour}; {100: "blue"} changes to blue when epoch 100
+            starts. Before its first epoch `colour` holds.
     """
 
     uniform_marginals = True
+    variants = tuple({"colour": colour} for colour in COLOURS)
 
     def __init__(
         self,
@@ -126,24 +150,41 @@ class ColourNoiseMasking(Masking):
         colour: Literal["red", "blue", "green", "purple"] = "green",
         sigma: float = 2.0,
         sigma_narrow: float = 1.0,
+        schedule: dict[int, str] | None = None,
     ) -> None:
         super().__init__(ratio)
-        if colour not in ("red", "blue", "green", "purple"):
-            raise ConfigError(f'masking.colour="{colour}" is none of red, blue, green, purple.')
+        if colour not in COLOURS:
+            raise ConfigError(f'masking.colour="{colour}" is none of {", ".join(COLOURS)}.')
         if not 0 < sigma_narrow < sigma:
             raise ConfigError(f"masking.sigma_narrow={sigma_narrow} must lie between 0 and masking.sigma={sigma}.")
+        for start, later in (schedule or {}).items():
+            if later not in COLOURS or isinstance(start, bool) or not isinstance(start, int) or start < 0:
+                raise ConfigError(
+                    f"masking.schedule={schedule}: each entry is a 0-based epoch and one of {', '.join(COLOURS)}, "
+                    f"such as {{100: blue}}."
+                )
         self.colour, self.sigma, self.sigma_narrow = colour, sigma, sigma_narrow
+        self.schedule = dict(sorted((schedule or {}).items()))
+
+    @property
+    def current_colour(self) -> str:
+        """The colour of the epoch that `epoch` says."""
+        begun = [colour for start, colour in self.schedule.items() if start <= self.epoch]
+        return begun[-1] if begun else self.colour
 
     def noise(self, grid: Grid, keys: Tensor) -> Tensor:
-        """The filtered noise map, (B, *shape)."""
+        """The filtered noise map of the current colour, (B, *shape)."""
+        colour = self.current_colour
         white = uniform(keys, *grid.shape) - 0.5
-        if self.colour in ("red", "blue"):
+        if colour in ("red", "blue"):
             low = _blur(white, self.sigma)
-            return low if self.colour == "red" else white - low
+            return low if colour == "red" else white - low
         green = _blur(white, self.sigma_narrow) - _blur(white, self.sigma)
-        return green if self.colour == "green" else white - green
+        return green if colour == "green" else white - green
 
     def score(self, grid: Grid, keys: Tensor, guide: Tensor | None = None) -> Tensor:
+        # ranks alone decide: to divide a map by its maximum first, as the official code does, turns the order around
+        # where the whole map is negative, which red noise often is
         return -self.noise(grid, keys).flatten(1)
 
 
