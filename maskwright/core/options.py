@@ -33,7 +33,13 @@ def constructors(target: Any) -> list[Any]:
 
 def takes(target: Any, name: str) -> bool:
     """Whether a constructor has an argument of this name, its own or handed on to its base class."""
-    return any(name in inspect.signature(function).parameters for function in constructors(target))
+    return any(name in _named(function) for function in constructors(target))
+
+
+def _named(function: Any) -> dict[str, inspect.Parameter]:
+    """Arguments of a function that have a name of their own, by it."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in inspect.signature(function).parameters.items() if p.kind not in variadic}
 
 
 def option_types(target: Any) -> dict[str, tuple[Any, Any]]:
@@ -44,11 +50,10 @@ def option_types(target: Any) -> dict[str, tuple[Any, Any]]:
     options: dict[str, tuple[Any, Any]] = {}
     for function in constructors(target):
         hints = typing.get_type_hints(inspect.unwrap(function))
-        for name, parameter in inspect.signature(function).parameters.items():
-            if name in HANDED_OVER or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            default = ... if parameter.default is parameter.empty else parameter.default
-            options.setdefault(name, (hints.get(name, Any), default))
+        for name, parameter in _named(function).items():
+            if name not in HANDED_OVER:
+                default = ... if parameter.default is parameter.empty else parameter.default
+                options.setdefault(name, (hints.get(name, Any), default))
     return options
 
 
