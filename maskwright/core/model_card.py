@@ -119,7 +119,7 @@ def _training_rows(run: Run) -> list[list[str]]:
     recipe = run.recipe()
     rows = [["data", f"{Path(recipe.data.path).name} (loader {recipe.data.loader})"]]
     if recipe.masking is not None:
-        options = ", ".join(f"{key}={value}" for key, value in recipe.masking.options.items())
+        options = ", ".join(f"{key}={value}" for key, value in recipe.masking.options.items() if value is not None)
         rows.append(["masking", f"{recipe.masking.name} ({options})" if options else recipe.masking.name])
     rows.append(["seed", str(recipe.seed)])
     metrics = run.metrics()

@@ -19,7 +19,7 @@ from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.data import FORWARD, KEYS, Plan, derive_seed, make_dataloader
 from maskwright.core.trainer.guard import bad_file_problem, stop_for, write_diagnosis
 from maskwright.core.trainer.method import Method, Progress
-from maskwright.core.trainer.optim import lr_at, make_optimizer
+from maskwright.core.trainer.optim import lr_at, make_optimizer, weight_decay_at
 from maskwright.core.trainer.run import Run
 from maskwright.core.trainer.sharding import shard, whole, whole_state
 
@@ -159,7 +159,7 @@ class PretrainModule(L.LightningModule):
         if not parameters:  # every file of this step was bad
             self.step += 1
             return
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad or float("inf")))
+        norm = whole(self._clip(parameters))
         bad_loss = self.any_process(self._bad_loss)
         if bad_loss or self.any_process(not bool(norm.isfinite())):
             optimizer.zero_grad()
@@ -168,6 +168,7 @@ class PretrainModule(L.LightningModule):
             self.last_lr, self.last_norm = self.lr, norm.item()
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * group["lr_scale"]
+                group["weight_decay"] = self.weight_decay * group["decays"]
             optimizer.step()
             optimizer.zero_grad()
             self.bad_steps = 0
@@ -175,6 +176,20 @@ class PretrainModule(L.LightningModule):
             if self.ema is not None:
                 self.ema.update(self.method.encoder)
         self.step += 1
+
+    def _clip(self, parameters: list[torch.nn.Parameter]) -> Tensor:
+        """Clip gradients; the norm of all of them before."""
+        limit = self.settings.clip_grad or float("inf")
+        if not self.settings.clip_tensors:
+            return torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norms = [torch.nn.utils.clip_grad_norm_([parameter], limit) for parameter in parameters]
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    @property
+    def weight_decay(self) -> float:
+        """Weight decay of the present step."""
+        start, end = self.settings.weight_decay, self.settings.weight_decay_end
+        return weight_decay_at(self.step, self.plan.steps, start, end)
 
     @property
     def lr(self) -> float:

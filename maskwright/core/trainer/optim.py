@@ -23,6 +23,13 @@ def lr_at(step: int, total: int, warmup: int, peak: float, min_ratio: float = 0.
     return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def weight_decay_at(step: int, total: int, start: float, end: float | None) -> float:
+    """Weight decay of optimiser step `step` (0-based): half a cosine from `start` to `end` (DINO, GMML)."""
+    if end is None:
+        return start
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
+
+
 def depth_of(name: str) -> int | None:
     """Block number in a parameter's name (`encoder.blocks.3.attn...`), or None."""
     match = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
@@ -63,12 +70,13 @@ def layer_scales(names: Iterable[str], decay: float | None) -> dict[str, float]:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Groups for AdamW with `lr_scale`: no decay for tensors of one axis; `layer_scales` of the encoder."""
+    """Groups for AdamW: `lr_scale` from `layer_scales` of the encoder, and `decays`, false for tensors of one axis."""
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, scale in layer_scales(named, layer_decay).items():
-        decay = 0.0 if named[name].ndim <= 1 else weight_decay
-        group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale, "names": []})
+        decays = named[name].ndim > 1
+        new = {"params": [], "weight_decay": weight_decay * decays, "lr_scale": scale, "decays": decays, "names": []}
+        group = groups.setdefault((decays, scale), new)
         group["params"].append(named[name])
         group["names"].append(name)
     return list(groups.values())

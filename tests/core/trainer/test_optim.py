@@ -5,7 +5,7 @@ import torch
 
 from maskwright.core.encoder import VisionTransformer
 from maskwright.core.recipe import TrainerSection
-from maskwright.core.trainer.optim import lr_at, make_optimizer, parameter_groups
+from maskwright.core.trainer.optim import lr_at, make_optimizer, parameter_groups, weight_decay_at
 
 
 def test_schedule_rises_linearly_and_falls_as_a_cosine():
@@ -16,6 +16,15 @@ def test_schedule_rises_linearly_and_falls_as_a_cosine():
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
     assert lr_at(0, 10, 0, 2.0) == 2.0
+
+
+def test_weight_decay_follows_half_a_cosine_or_stays():
+    assert weight_decay_at(7, 10, 0.05, None) == 0.05
+    decays = [weight_decay_at(step, 100, 0.04, 0.4) for step in range(101)]
+    assert decays[0] == pytest.approx(0.04)
+    assert decays[50] == pytest.approx(0.22)
+    assert decays[100] == pytest.approx(0.4)
+    assert all(a < b for a, b in itertools.pairwise(decays))
 
 
 class Holder(torch.nn.Module):

@@ -45,7 +45,7 @@ def test_a_run_directory_explains_itself(images, tmp_path):
     assert last < 0.95 * first
     recipe = run.recipe()
     assert recipe.method.options == {"in_chans": 1, "embed_dim": 16, "depth": 2, "poison_step": -1}
-    assert recipe.masking.options == {"ratio": 0.75}
+    assert recipe.masking.options == {"ratio": 0.75, "visible": None}
     assert recipe.data.loader == "npy"
     assert recipe.trainer.lr == 1e-3
     environment = run.environment()
@@ -167,6 +167,42 @@ def test_a_nan_step_may_be_left_out(images, tmp_path):
     )
     clean = mw.pretrain("toy-mae", data=images, run=tmp_path / "clean", max_steps=2, **common)
     assert _equal(_weights(poisoned), _weights(clean))
+
+
+def _watch(monkeypatch):
+    """(weight decay, norm of each gradient) of the decayed and the other tensors, as the optimiser meets them."""
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        groups = {group["decays"]: group for group in self.param_groups}
+        norms = [p.grad.norm().item() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        seen.append((groups[True]["weight_decay"], groups[False]["weight_decay"], norms))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    return seen
+
+
+def test_weight_decay_can_follow_a_cosine(images, tmp_path, monkeypatch):
+    seen = _watch(monkeypatch)
+    decay = {"weight_decay": 0.0, "weight_decay_end": 0.4}
+    mw.pretrain("toy-mae", data=images, run=tmp_path / "run", max_steps=4, **decay, **FAST)
+    assert [one[0] for one in seen] == pytest.approx([0.4 - 0.2 * (1 + np.cos(np.pi * k / 4)) for k in range(4)])
+    assert [one[1] for one in seen] == [0.0] * 4
+
+
+def test_each_tensor_can_be_clipped_by_itself(images, tmp_path, monkeypatch):
+    seen = _watch(monkeypatch)
+    clip = {"clip_grad": 1e-3, "max_steps": 2}
+    each = mw.pretrain("toy-mae", data=images, run=tmp_path / "each", clip_tensors=True, **clip, **FAST)
+    for _, _, norms in seen:
+        assert max(norms) <= 1e-3 * 1.001
+        assert np.linalg.norm(norms) > 2e-3  # all together would be at most the limit
+    seen.clear()
+    together = mw.pretrain("toy-mae", data=images, run=tmp_path / "together", **clip, **FAST)
+    assert np.linalg.norm(seen[0][2]) == pytest.approx(1e-3, rel=1e-3)
+    assert each.metrics()[0]["loss"] == together.metrics()[0]["loss"]
 
 
 def test_max_time_checkpoints_and_can_be_resumed(images, tmp_path):
