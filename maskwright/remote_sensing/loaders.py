@@ -20,8 +20,8 @@ from maskwright.remote_sensing.image import Source
 from maskwright.remote_sensing.inspection import inspect_images, inspect_pairs
 from maskwright.remote_sensing.pairs import find_pairs, may_hold_pairs
 from maskwright.remote_sensing.pictures import draw
-from maskwright.remote_sensing.raster import SUFFIXES, Box, Header
-from maskwright.remote_sensing.sources import check_same_bands, find_sources, holds_rasters, source_of
+from maskwright.remote_sensing.raster import Box, Header
+from maskwright.remote_sensing.sources import check_same_bands, find_sources, may_have_a_place, source_of
 from maskwright.remote_sensing.windows import flips, jitter, middle, scaled, window_transform
 
 UNIT_WINDOWS = 8
@@ -76,7 +76,7 @@ class GeoTiffLoader(RasterLoader):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        return path.suffix.lower() in SUFFIXES if path.is_file() else holds_rasters(path)
+        return may_have_a_place(path)
 
     @classmethod
     def inspect(cls, path: str | Path) -> list[dict[str, Any]]:

@@ -25,6 +25,17 @@ def holds_rasters(folder: Path) -> bool:
     return any(name.lower().endswith(SUFFIXES) for _, _, names in os.walk(folder) for name in names)
 
 
+def may_have_a_place(path: Path) -> bool:
+    """Whether a file, or one in a folder, is of a kind that knows its place on earth; stops at the first.
+
+    GeoTIFF and JPEG 2000 do; PNG and JPEG do with a world file beside them. Others are ordinary pictures.
+    """
+    own, world = (".tif", ".tiff", ".jp2"), (".pgw", ".jgw", ".wld")
+    if path.is_file():
+        return path.suffix.lower() in own or any(path.with_suffix(suffix).is_file() for suffix in world)
+    return any(name.lower().endswith(own + world) for _, _, names in os.walk(path) for name in names)
+
+
 def source_of_file(path: Path) -> Source:
     """One file with all its bands.
 
