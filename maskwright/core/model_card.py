@@ -121,6 +121,7 @@ def _training_rows(run: Run) -> list[list[str]]:
     if recipe.masking is not None:
         options = ", ".join(f"{key}={value}" for key, value in recipe.masking.options.items() if value is not None)
         rows.append(["masking", f"{recipe.masking.name} ({options})" if options else recipe.masking.name])
+    rows += [["note", note] for note in run.notes()]
     rows.append(["seed", str(recipe.seed)])
     metrics = run.metrics()
     losses = [row for row in metrics if "loss" in row]

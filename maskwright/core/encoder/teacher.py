@@ -81,6 +81,8 @@ class FeatureTeacher(nn.Module):
         super().__init__()
         self.ema = EMATeacher(student, decay) if what == "ema" else None
         self.frozen = None if what == "ema" else freeze(_open(what, student))
+        self.name = "a moving average of the encoder" if what == "ema" else _name(what)
+        """For reports."""
         self.embed_dim: int = self.encoder.embed_dim
         blocks = getattr(self.encoder if self.ours else self.encoder.module, "blocks", None)
         self.depth = len(blocks) if blocks is not None else 0
@@ -154,6 +156,12 @@ def _visible(features: Tensor, shape: tuple[int, ...], tokens: Tokens, mask: Mas
     """Features (B, N, D) of an outside teacher at the student's visible places."""
     _same_grid(shape, tokens)
     return features if mask is None else take(features, mask.visible)
+
+
+def _name(what: str | Path | Encoder) -> str:
+    if isinstance(what, Encoder):
+        return f"a given {type(what).__name__} of width {what.embed_dim}"
+    return what if isinstance(what, str) and ":" in what else Path(what).name
 
 
 def _same_grid(shape: tuple[int, ...], tokens: Tokens) -> None:

@@ -157,7 +157,7 @@ def write_report(
         evaluations=[_summary(folder) for folder in evaluations_of(run)],
         columns=columns,
         table=table,
-        training=_training_summary(metrics),
+        training=" ".join([_training_summary(metrics), *run.notes()]),
         curves=data_url(curves) if curves else None,
         pictures=[(p.stem, data_url(p.read_bytes())) for p in sorted((run.path / "previews").glob("*.png"))],
         figures=[(name, caption, data_url(path.read_bytes())) for name, caption, path in figures or []],

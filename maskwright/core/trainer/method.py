@@ -77,6 +77,11 @@ class Method(nn.Module, ABC):
         """What a loader must give."""
         return self.encoder.inputs
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that reports and model cards must print: what stands in for something of the paper, who taught."""
+        return []
+
     @classmethod
     def options_for(cls, given: InputSpec) -> dict[str, Any]:
         """Constructor options that follow from the data, such as channel numbers. An explicit option wins over them."""

@@ -280,7 +280,7 @@ def _finish(run: Run, module: Any, recipe: Recipe, built: Built) -> None:
     else:
         method = module.to("cpu").method
     encoder = module.ema.module if module.ema is not None else method.encoder
-    run.write_encoder(encoder, built.loader.spec, recipe)
+    run.write_encoder(encoder, built.loader.spec, recipe, method.notes)
     try:
         save_previews(run, method, built.loader)
     except (ConfigError, DataError) as error:  # a picture is no reason to lose a finished run

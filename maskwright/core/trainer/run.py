@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,18 @@ class Run:
             for bad in {bad.path: bad for bad in fresh}.values():
                 writer.writerow([bad.path, " ".join(bad.reason.split()), step])
 
-    def write_encoder(self, encoder: Encoder, inputs: InputSpec, recipe: Recipe) -> None:
-        """Write encoder.safetensors and encoder.json. `inputs` names the channels that the data had."""
+    def notes(self) -> list[str]:
+        """What the method says that a reader must know; nothing before the run is finished."""
+        path = self.path / "encoder.json"
+        return json.loads(path.read_text()).get("notes", []) if path.is_file() else []
+
+    def write_encoder(self, encoder: Encoder, inputs: InputSpec, recipe: Recipe, notes: Sequence[str] = ()) -> None:
+        """Write encoder.safetensors and encoder.json.
+
+        Args:
+            inputs: names of the channels that the data had.
+            notes: what a reader must know, see `Method.notes`.
+        """
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in encoder.state_dict().items()}
         description = {
             "target": f"{type(encoder).__module__}:{type(encoder).__name__}",
@@ -175,6 +186,7 @@ class Run:
             "embed_dim": encoder.embed_dim,
             "method": recipe.method.name,
             "preset": recipe.method.preset,
+            "notes": list(notes),
             "maskwright": metadata.version("maskwright"),
         }
         write_with(self.path / "encoder.safetensors", lambda path: save_file(tensors, str(path)))

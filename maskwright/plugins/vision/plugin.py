@@ -1,10 +1,23 @@
-"""What vision adds: methods for any single image, volume or series. Imports no torch."""
+"""What vision adds: images as they come, and methods for any single image, volume or series. Imports no torch."""
 
 from __future__ import annotations
 
 from maskwright.core.hookspecs import Component, hookimpl
 
 _METHODS = "maskwright.plugins.vision.methods"
+
+
+@hookimpl
+def register_loaders() -> list[Component]:
+    return [
+        Component(
+            "images",
+            "maskwright.plugins.vision.loaders:ImageLoader",
+            "Images in folders, CSV lists and WebDataset tar shards.",
+            extra="maskwright[vision]",
+            requires=("PIL",),
+        )
+    ]
 
 
 @hookimpl
@@ -40,5 +53,24 @@ def register_methods() -> list[Component]:
             f"{_METHODS}.crate_mae:CrateMae",
             "White-box transformer blocks, mask tokens before the encoder.",
             "CRATE-MAE, Pai et al., ICLR 2024",
+        ),
+        Component(
+            "crop-mae",
+            f"{_METHODS}.crop_mae:CropMae",
+            "Two patches of a crop and the whole of a larger one: the rest is found there.",
+            "CropMAE, Eymael et al., ECCV 2024",
+            aliases=("cropmae",),
+        ),
+        Component(
+            "gmml",
+            f"{_METHODS}.gmml:Gmml",
+            "Groups of pixels are overwritten by noise or by another image, and restored.",
+            "GMML, Atito et al., 2022",
+        ),
+        Component(
+            "cae",
+            f"{_METHODS}.cae:Cae",
+            "Hidden patches are represented from the visible ones first, then decoded.",
+            "CAE, Chen et al., IJCV 2023",
         ),
     ]

@@ -59,6 +59,17 @@ def test_parameter_counts_and_layers():
     assert parameters(method.projections) == 787_456
 
 
+def test_reports_say_who_taught(teacher, data, tmp_path):
+    assert _dmae(teacher=str(teacher)).notes == [f"The teacher was {teacher.name}."]
+    settings = [f"method.{key}={value}" for key, value in SMALL.items()]
+    run = mw.pretrain("dmae", data, run=tmp_path / "run", settings=settings, max_steps=1, precision="32", batch_size=8)
+    (note,) = run.notes()
+    assert "moving average of the student" in note
+    assert note in (run.path / "report.html").read_text()
+    mw.export(run, tmp_path / "card", "huggingface")
+    assert note in (tmp_path / "card" / "README.md").read_text()
+
+
 def test_layers_at_three_quarters(teacher):
     method = _dmae(teacher=str(teacher))
     assert (method.student_layers, method.teacher_layers) == ((2,), (5,))

@@ -87,6 +87,13 @@ class Dmae(Mae):
         init_transformer(self.projections)
         self.distance, self.loss_weight = distance, loss_weight
 
+    @property
+    def notes(self) -> list[str]:
+        """Who taught."""
+        if self.teacher.ema is not None:
+            return ["The teacher was a moving average of the student, not a larger encoder pre-trained before."]
+        return [f"The teacher was {self.teacher.name}."]
+
     def prepare(self, loader: Loader, generator: torch.Generator) -> None:
         super().prepare(loader, generator)
         self.teacher.prepare(loader, self.encoder)

@@ -95,6 +95,11 @@ class Hpm(PatchMethod):
         self.ema_start, self.ema_end, self.ema_epochs = ema_start, ema_end, ema_epochs
         self.teacher = EMATeacher(self._scorer(), ema_start)
 
+    @property
+    def notes(self) -> list[str]:
+        """Whose features were the target."""
+        return [] if self.features is None else [f"Targets are features of {self.features.name}."]
+
     def _scorer(self) -> nn.ModuleList:
         """What the scores of the teacher need of the network."""
         return nn.ModuleList([self.encoder, self.decoder.embed, self.predictor])
