@@ -82,6 +82,10 @@ class Loader(ABC):
     def picture(self, name: str, tensor: Tensor) -> np.ndarray:
         """Draw one tensor (C, ...) in physical units as its domain would: RGB image (H, W, 3) uint8."""
 
+    def label(self, index: int) -> Any:
+        """Label of sample `index` as the files give it, None where there is none. Override it where that needs no reading."""
+        return self.read(index).meta.label
+
     def sources(self, index: int) -> list[str]:
         """All files that sample `index` is read from."""
         return [self.read(index).meta.source]

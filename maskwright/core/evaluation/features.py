@@ -78,6 +78,10 @@ class JoinedLoader(Loader):
         sample = part.read(at, generator)
         return replace(sample, meta=replace(sample.meta, index=index))
 
+    def label(self, index: int) -> Any:
+        part, at = self._part(index)
+        return part.label(at)
+
     def group(self, index: int) -> str:
         part, at = self._part(index)
         return part.group(at)

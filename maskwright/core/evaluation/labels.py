@@ -44,7 +44,7 @@ def labels_of(spec: str, loader: Loader, key: str = "") -> list[Any]:
     if spec == "folder":
         return [source_of(loader, index).parent.name for index in range(len(loader))]
     if spec == "label":
-        return [loader.read(index).meta.label for index in range(len(loader))]
+        return [loader.label(index) for index in range(len(loader))]
     path, column = split_spec(spec)
     if not path.is_file():
         raise DataError(

@@ -13,9 +13,7 @@ def register_loaders() -> list[Component]:
         Component(
             "images",
             "maskwright.plugins.vision.loaders:ImageLoader",
-            "Images in folders, CSV lists and WebDataset tar shards.",
-            extra="maskwright[vision]",
-            requires=("PIL",),
+            "Images in folders, lists (CSV) and WebDataset tar shards.",
         )
     ]
 
