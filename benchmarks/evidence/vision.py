@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -134,6 +135,7 @@ def pretrain(
 ) -> mw.Run:
     if (out / "encoder.safetensors").is_file():
         return mw.Run.open(out)
+    shutil.rmtree(out, ignore_errors=True)  # what an earlier call did not finish
     settings = [*data_settings(name, method), *method_settings(name, method, teacher), f"seed={seed}"]
     return mw.pretrain(
         "mae" if method == "teacher" else method,
@@ -177,7 +179,7 @@ def scores(evaluation: Evaluation, features: str) -> dict[str, list[float]]:
     }
 
 
-def step_ratios(name: str, methods: list[str], images: Path, out: Path, teacher: Path) -> dict[str, float]:
+def step_ratios(name: str, methods: list[str], images: Path, out: Path, teacher: Path | None) -> dict[str, float]:
     """Time of a training step over that of plain MAE, on a batch of the set."""
     path = out / f"{name}-ratios.json"
     known = json.loads(path.read_text()) if path.is_file() else {"mae": 1.0}
@@ -205,7 +207,7 @@ def step_ratios(name: str, methods: list[str], images: Path, out: Path, teacher:
 def run_set(name: str, methods: list[str], data: Path, out: Path, seeds: int, stored: dict[str, Any]) -> None:
     images = prepare(name, data, out)
     steps = SETS[name]["steps"]
-    teacher = pretrain(name, "teacher", images, out / f"{name}-teacher", 0, steps).path
+    teacher = pretrain(name, "teacher", images, out / f"{name}-teacher", 0, steps).path if "dmae" in methods else None
     ratios = step_ratios(name, methods, images, out, teacher)
     here = stored.setdefault(name, {})
     for method in methods:

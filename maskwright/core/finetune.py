@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import torch
 from maskwright.core.encoder.outside import open_encoder
 from maskwright.core.errors import ConfigError, DataError, nearest
 from maskwright.core.evaluation.heads import Budget, TaskModel, predict_samples, train_model
-from maskwright.core.evaluation.metrics import METRICS, pixel_statistics, statistics
+from maskwright.core.evaluation.metrics import metrics_of, pixel_statistics, statistics
 from maskwright.core.evaluation.open import open_run_data, open_task
 from maskwright.core.evaluation.task import Targets
 from maskwright.core.loader import Loader
@@ -194,19 +195,24 @@ def score_on(
     model: TaskModel, targets: Targets, loader: Loader, indices: Sequence[int], device: str
 ) -> dict[str, float] | None:
     """Metrics of the task's kind on some samples, by name; None where none of them can be read."""
-    sums: np.ndarray | None = None
+    parts: list[np.ndarray] = []
+    known: list[int] = []
+    rows: list[np.ndarray] = []
     for index, says in predict_samples(model, loader, indices, device=device):
-        if targets.read is not None:
-            try:
-                stats = pixel_statistics(targets.read(loader.read(index)), says.argmax(0), targets.outputs)
-            except DataError:
-                continue
-        else:
-            assert targets.values is not None
-            predicted = np.array([says.argmax()]) if targets.kind == "classification" else says[None]
-            stats = statistics(targets.kind, targets.values[[index]], predicted, targets.outputs)[0]
-        sums = stats if sums is None else sums + stats
-    if sums is None:
+        if targets.read is None:
+            known.append(index)
+            rows.append(says)
+            continue
+        with contextlib.suppress(DataError):
+            parts.append(pixel_statistics(targets.read(loader.read(index)), says.argmax(0), targets.outputs))
+    if rows:
+        assert targets.values is not None
+        scores, classified = np.stack(rows), targets.kind == "classification"
+        predicted = scores.argmax(1) if classified else scores
+        truth = targets.values[known]
+        parts += list(statistics(targets.kind, truth, predicted, targets.outputs, scores if classified else None))
+    if not parts:
         return None
-    found = {metric.name: float(metric.value(sums[None])[0]) for metric in METRICS[targets.kind]}
+    sums = np.sum(parts, axis=0, keepdims=True)
+    found = {one.name: float(one.value(sums)[0]) for one in metrics_of(targets.kind, targets.outputs)}
     return {name: value for name, value in found.items() if np.isfinite(value)}

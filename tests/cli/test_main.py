@@ -167,7 +167,7 @@ def test_completion_script(capsys, shell):
     ("words", "position", "expected"),
     [
         ("maskwright pl", "1", "plugins"),
-        ("maskwright pretrain cro", "2", "croma"),
+        ("maskwright pretrain crom", "2", "croma"),
         ("maskwright list ma", "2", "masking"),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 from maskwright.core.errors import ConfigError
 from maskwright.core.evaluation.judge import BASELINES, OURS, SCRATCH, Judge, Key
 from maskwright.core.evaluation.leaks import Leak
-from maskwright.core.evaluation.metrics import METRICS, Metric, paired_interval
+from maskwright.core.evaluation.metrics import Metric, metrics_of, paired_interval
 from maskwright.core.evaluation.scores import Score, ScoreTable, Verdict
 
 FEW_GROUPS = 10
@@ -35,12 +35,13 @@ class Evaluation:
         return self.headline
 
 
-def choose_metrics(kind: Any, metric: str | None) -> list[Metric]:
-    """Metrics of a kind of task, the one that decides first."""
-    names = [known.name for known in METRICS[kind]]
+def choose_metrics(kind: Any, classes: int, metric: str | None) -> list[Metric]:
+    """Metrics of a kind of task with so many classes or columns, the one that decides first."""
+    known = metrics_of(kind, classes)
+    names = [one.name for one in known]
     if metric is not None and metric not in names:
-        raise ConfigError(f'metric="{metric}": a {kind} has {", ".join(names)}.')
-    return sorted(METRICS[kind], key=lambda known: known.name != (metric or names[0]))
+        raise ConfigError(f'metric="{metric}": this {kind} has {", ".join(names)}.')
+    return sorted(known, key=lambda one: one.name != (metric or names[0]))
 
 
 class Conclusion:
@@ -55,7 +56,7 @@ class Conclusion:
 
     def __init__(self, judge: Judge, metric: str | None = None) -> None:
         self.judge, self.targets, self.design, self.sums = judge, judge.targets, judge.design, judge.sums
-        self.metrics = choose_metrics(judge.targets.kind, metric)
+        self.metrics = choose_metrics(judge.targets.kind, judge.targets.outputs, metric)
 
     def _value(self, key: Key, metric: Metric) -> list[float]:
         return [float(metric.value(sums.sum(0, keepdims=True))[0]) for sums in self.sums[key]]

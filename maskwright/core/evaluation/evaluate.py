@@ -105,7 +105,7 @@ def evaluate(
     unsuited = [name for name, protocol in chosen.items() if targets.kind not in protocol.kinds]
     if unsuited and targets.kind != "retrieval":
         raise ConfigError(f"The protocol {unsuited[0]} does not suit {targets.kind}; leave it out of --protocol.")
-    choose_metrics(targets.kind, metric)
+    choose_metrics(targets.kind, targets.outputs, metric)
     design = Design(
         chosen,
         check_fractions(fractions),

@@ -189,7 +189,8 @@ class Judge:
         repetitions = says if says.ndim == 3 else says[None]
         for one in repetitions:
             predicted = one.argmax(1) if self.targets.kind in ("classification", "segmentation") else one
-            stats = statistics(self.targets.kind, truth, predicted, self.targets.outputs)
+            scores = one if self.targets.kind == "classification" else None
+            stats = statistics(self.targets.kind, truth, predicted, self.targets.outputs, scores)
             self._add(key, seed, stats / len(repetitions), self.item_group[items])
         if (
             key.features == OURS
@@ -247,13 +248,18 @@ class Judge:
             augment=whole_groups or self.design.given is not None,
         )
         where = {int(index): at for at, index in enumerate(known.indices)}
+        rows: list[np.ndarray] = []
+        samples: list[int] = []
         for index, says in predict_samples(
             model, self.loader, known.indices[test].tolist(), self.design.batch_size, self.design.device
         ):
             sample = where[index]
             if self.targets.read is None:
-                self._count(key, seed, says[None], np.array([sample]))
+                rows.append(says)
+                samples.append(sample)
                 continue
             truth = self.targets.read(self.loader.read(index))
             flat = pixel_statistics(truth, says.argmax(0), self.targets.outputs)
             self._add(key, seed, flat[None], self.group_of[[sample]])
+        if rows:
+            self._count(key, seed, np.stack(rows), np.array(samples))

@@ -19,12 +19,18 @@ class Metric:
         value: from sums over groups (R, K) to the figure (R,).
         better: +1 where more is better, -1 where less is.
         worth: the smallest difference that is worth having; below it a gain counts as none.
+        of_two: defined for two classes only.
     """
 
     name: str
     value: Callable[[np.ndarray], np.ndarray]
     better: int = 1
     worth: float = 0.01
+    of_two: bool = False
+
+
+BINS = 128
+"""Ranks of scores that the area under the curve tells apart."""
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -33,6 +39,8 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 def _confusion(sums: np.ndarray) -> np.ndarray:
     """(R, C * C) to (R, C, C): rows are the truth, columns the prediction."""
+    if sums.shape[-1] == 4 + 2 * BINS:  # two classes, and their scores beside
+        sums = sums[..., :4]
     classes = round(sums.shape[-1] ** 0.5)
     return sums.reshape(-1, classes, classes)
 
@@ -65,6 +73,13 @@ def mean_iou(sums: np.ndarray) -> np.ndarray:
     """Mean over classes of intersection over union, of the classes that occur or were predicted."""
     f1 = _f1(sums)
     return np.nanmean(f1 / (2 - f1), axis=1)
+
+
+def area_under_curve(sums: np.ndarray) -> np.ndarray:
+    """Probability that a member of the second class has a higher score than one of the first; ties count half."""
+    first, second = np.moveaxis(sums[..., 4:].reshape(len(sums), 2, BINS), 1, 0)
+    below = first.cumsum(1) - first / 2
+    return _ratio((second * below).sum(1), first.sum(1) * second.sum(1))
 
 
 def r2(sums: np.ndarray) -> np.ndarray:
@@ -111,6 +126,7 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
         Metric("balanced accuracy", balanced_accuracy),
         Metric("accuracy", accuracy),
         Metric("macro F1", macro_f1),
+        Metric("AUC", area_under_curve, of_two=True),
     ),
     "segmentation": (
         Metric("mean IoU", mean_iou),
@@ -124,7 +140,24 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
 """What is reported for each kind of task; the first decides the verdict."""
 
 
-def statistics(kind: Kind, truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+def metrics_of(kind: Kind, classes: int) -> list[Metric]:
+    """What is reported for a task of so many classes or columns."""
+    return [metric for metric in METRICS[kind] if classes == 2 or not metric.of_two]
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks of (n,) scores among each other, 0 to `BINS` - 1; equal scores have one rank.
+
+    Exact for up to `BINS` different scores; more are put together, which moves an area under the curve by less than
+    1 / `BINS`.
+    """
+    values, rank = np.unique(scores, return_inverse=True)
+    return rank if len(values) <= BINS else rank * BINS // len(values)
+
+
+def statistics(
+    kind: Kind, truth: np.ndarray, predicted: np.ndarray, classes: int, scores: np.ndarray | None = None
+) -> np.ndarray:
     """What each item adds to the sums: (n, K).
 
     Args:
@@ -132,11 +165,16 @@ def statistics(kind: Kind, truth: np.ndarray, predicted: np.ndarray, classes: in
             regression (n, K).
         predicted: classification and segmentation (n,) class numbers; multilabel (n, C) scores, above 0.5 is yes;
             regression (n, K).
+        scores: (n, C) of a classification, for the area under the curve of two classes; without them the predictions
+            themselves are ranked. Items that are counted together are ranked among each other.
     """
     n = len(truth)
     if kind == "classification":
-        table = np.zeros((n, classes * classes), np.float64)
+        table = np.zeros((n, classes * classes + (2 * BINS if classes == 2 else 0)), np.float64)
         table[np.arange(n), truth * classes + predicted] = 1
+        if classes == 2:
+            rank = ranks(predicted if scores is None else scores[:, 1] - scores[:, 0])
+            table[np.arange(n), 4 + truth * BINS + rank] = 1
         return table
     if kind == "segmentation":
         tables = np.zeros((n, classes, classes), np.float64)

@@ -227,7 +227,7 @@ def test_unreadable_files_are_listed_and_too_many_stop(run, digits, tmp_path):
         ({"settings": ["knn.kk=3"]}, ConfigError, "knn.kk: there is no such option"),
         ({"settings": ["linear.c=3"], "protocols": ["knn"]}, ConfigError, "linear: there is no such section"),
         ({"baselines": ["raw"]}, ConfigError, 'baselines: there is no "raw"'),
-        ({"metric": "F2"}, ConfigError, "a classification has balanced accuracy"),
+        ({"metric": "F2"}, ConfigError, "this classification has balanced accuracy"),
         ({"fractions": [1.5]}, ConfigError, "outside"),
         ({"task": "regression"}, DataError, "a number"),
         ({"task": "segmentation"}, DataError, "no such file"),

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from maskwright.core.evaluation.metrics import METRICS, by_group, paired_interval, retrieval_statistics, statistics
+from maskwright.core.evaluation.metrics import (
+    METRICS,
+    by_group,
+    metrics_of,
+    paired_interval,
+    retrieval_statistics,
+    statistics,
+)
 
 
 def _value(kind, name, truth, predicted, classes):
@@ -24,6 +31,36 @@ def test_classification_equals_scikit_learn():
         ("macro F1", lambda t, p: reference.f1_score(t, p, average="macro")),
     ):
         assert _value("classification", name, truth, predicted, 5) == pytest.approx(function(truth, predicted))
+
+
+def _auc(truth, scores):
+    predicted = scores.argmax(1)
+    stats = statistics("classification", truth, predicted, 2, scores)
+    metric = next(one for one in METRICS["classification"] if one.name == "AUC")
+    accuracy = next(one for one in METRICS["classification"] if one.name == "accuracy")
+    sums = by_group(stats, np.arange(len(truth)) % 7, 7).sum(0, keepdims=True)
+    assert accuracy.value(sums)[0] == pytest.approx((truth == predicted).mean())
+    return float(metric.value(sums)[0])
+
+
+def test_auc_equals_scikit_learn():
+    generator = np.random.default_rng(7)
+    truth = (generator.random(120) > 0.7).astype(int)
+    margin = generator.normal(size=120) + truth
+    scores = np.stack([-margin, margin], axis=1) / 2
+    assert _auc(truth, scores) == pytest.approx(reference.roc_auc_score(truth, margin), abs=1e-12)
+    ties = np.stack([np.zeros(120), margin.round()], axis=1)
+    assert _auc(truth, ties) == pytest.approx(reference.roc_auc_score(truth, margin.round()), abs=1e-12)
+    many = (generator.random(5000) > 0.5).astype(int)
+    margin = generator.normal(size=5000) + many
+    exact = reference.roc_auc_score(many, margin)
+    assert _auc(many, np.stack([0 * margin, margin], axis=1)) == pytest.approx(exact, abs=1e-3)
+    assert np.isnan(_auc(np.zeros(9, int), generator.normal(size=(9, 2))))  # one class alone has none
+
+
+def test_auc_is_reported_for_two_classes_only():
+    assert "AUC" in [one.name for one in metrics_of("classification", 2)]
+    assert "AUC" not in [one.name for one in metrics_of("classification", 3)]
 
 
 def test_segmentation_counts_pixels_and_equals_scikit_learn():

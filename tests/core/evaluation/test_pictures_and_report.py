@@ -79,7 +79,7 @@ def run(tmp_path):
     (tmp_path / "recipe.yaml").write_text("method: {name: croma}\n")
     rows = [{"step": step, "epoch": 0, "loss": 2.0 - step / 100, "seconds": step} for step in range(1, 101)]
     return SimpleNamespace(
-        path=Path(tmp_path), metrics=lambda: rows, environment=lambda: {"torch": "2.14", "created": "today"}
+        path=Path(tmp_path), metrics=lambda: rows, environment=lambda: {"torch": "2.14", "created": "today"}, notes=list
     )
 
 
