@@ -128,3 +128,16 @@ def test_compiled_numbers_are_the_same(count):
         numbers, folded = compiled(keys)
         assert torch.equal(numbers, uniform(keys, count))
         assert torch.equal(folded, fold(keys, 3))
+
+
+def test_normal_numbers_are_finite_at_both_ends(monkeypatch):
+    """The smallest and the largest uniform number: of 16 million draws one is each."""
+    from maskwright.core.masking import random_keys
+
+    ends = torch.tensor([[0.0, 2.0**-24, 0.5, 1 - 2.0**-24]])
+    monkeypatch.setattr(random_keys, "uniform", lambda keys, *shape: ends.clone())
+    values = normal(torch.zeros(1, dtype=torch.int64), 4)[0]
+    assert values.isfinite().all()
+    torch.testing.assert_close(values[0], -values[3])
+    assert 5 < values[3] < 6
+    assert 0 < values[2] < 1e-6
