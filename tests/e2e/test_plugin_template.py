@@ -162,12 +162,14 @@ def test_its_task_is_evaluated(home, trained):
     assert 'There is no class "digt-0". Did you mean "digit-0"?' in refused.stderr
 
 
+@pytest.mark.slow
 def test_its_own_test_passes(home):
     done = home.run("pytest", "-q", "-p", "no:cacheprovider", home.source)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "1 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_plugin_of_another_name_passes_the_same_test_and_goes_without_a_trace(home, tmp_path):
     source = new_plugin("Bird_Songs", tmp_path / "package")
     text = "".join(path.read_text() for path in source.rglob("*") if path.is_file())

@@ -115,6 +115,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_computed(trained, small_
     assert not list(small_disk.glob("e.parquet.parts/part-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merging", [False, True])
 def test_a_disk_that_fills_while_embedding_keeps_the_parts(trained, small_disk, merging):
     """Another program takes the space: all but a few parts, or so much that only the merged file does not fit."""
@@ -144,6 +145,7 @@ def test_a_disk_that_fills_while_embedding_keeps_the_parts(trained, small_disk, 
     assert pq.read_table(out).replace_schema_metadata().equals(whole)
 
 
+@pytest.mark.slow
 def test_predicting_on_a_full_disk_goes_on_after(trained, small_disk, tmp_path):
     """No space for a part, and not even for the lock."""
     model, images, _ = trained
@@ -198,6 +200,7 @@ def test_a_limit_on_file_sizes_damages_no_checkpoint(tmp_path):
     assert checkpoints.load_newest(tmp_path)[0].step == 2
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_sizes_damages_no_part(trained, tmp_path):
     """Parts are small and fit; the merged file does not."""
     model, images, whole = trained
