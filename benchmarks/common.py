@@ -122,6 +122,13 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     return options
 
 
+def put_into_page(page: Path, start: str, end: str, text: str) -> None:
+    """Replace what a page has between two marks."""
+    before, after = page.read_text().split(start)[0], page.read_text().split(end)[1]
+    page.write_text(f"{before}{start}\n\n{text}\n{end}{after}")
+    print("wrote", page.name)
+
+
 def report(title: str, rows: list[dict[str, Any]], where: dict[str, Any], path: Path | None) -> None:
     """Print rows as a table, and write them where asked."""
     print(f"\n{title}")

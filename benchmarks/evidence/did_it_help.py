@@ -24,6 +24,7 @@ from importlib import resources
 from pathlib import Path
 
 import maskwright as mw
+from benchmarks.common import put_into_page
 from maskwright.core.evaluation.conclusion import Evaluation
 from maskwright.core.evaluation.report import score_rows
 
@@ -146,10 +147,7 @@ def tables() -> str:
 
 def write_page() -> None:
     """Put the stored figures into the page."""
-    text = PAGE.read_text()
-    before, after = text.split(START)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{START}\n\n{tables()}\n{END}{after}")
-    print("wrote", PAGE.name)
+    put_into_page(PAGE, START, END, tables())
 
 
 def take_picture(report: Path) -> None:

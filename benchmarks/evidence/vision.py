@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 import maskwright as mw
-from benchmarks.common import environment, interleave
+from benchmarks.common import environment, interleave, put_into_page
 from benchmarks.method_steps import step_of
 from maskwright.core.evaluation.conclusion import Evaluation
 from maskwright.core.sample import collate
@@ -270,10 +270,7 @@ def tables() -> str:
 
 def write_page() -> None:
     """Put the stored figures into the page."""
-    text = PAGE.read_text()
-    before, after = text.split(START)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{START}\n\n{tables()}\n{END}{after}")
-    print("wrote", PAGE.name)
+    put_into_page(PAGE, START, END, tables())
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import maskwright as mw
 from maskwright.core.host import get_host
 from maskwright.core.trainer import Progress
 from maskwright.core.trainer.keeper import Interrupted
+from maskwright.testing.data import BatchLoader
 from tests.plugins.vision.helpers import DECODER, ENCODER, images, keys, make
 
 SMALL = {**ENCODER, "patch_size": 4, **DECODER}
@@ -41,6 +42,40 @@ def test_white_box_blocks_from_the_recipe_to_the_encoder(name, tmp_path):
     assert encoder.options["block"] == "crate"
     assert encoder.embed(images()).pooled.shape == (4, 32)
     assert run.recipe().method.options["block"] == "crate"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of another width, with the same patches."""
+    folder = tmp_path_factory.mktemp("teacher")
+    np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32))
+    settings = [f"method.{key}={value}" for key, value in {**SMALL, "patch_size": 16, "embed_dim": 48}.items()]
+    return mw.pretrain("mae", folder / "x.npy", run=folder / "run", settings=settings, max_steps=1, precision="32")
+
+
+@pytest.mark.parametrize("teacher", ["ema", "run", "timm:vit_tiny_patch16_224,pretrained=false,depth=2,embed_dim=24"])
+@pytest.mark.parametrize("option", ["dmae.teacher", "hpm.target", "cae.teacher"])
+def test_any_teacher_for_any_method_that_takes_one(option, teacher, run):
+    if teacher.startswith("timm"):
+        pytest.importorskip("timm")
+    name, _, key = option.partition(".")
+    sizes = {**ENCODER, "patch_size": 16, **({} if name == "cae" else DECODER)}
+    more = {"target": "pixels"} if name == "cae" else {}
+    method = make(
+        mw.component("method", name),
+        **sizes,
+        **more,
+        **{key: str(run.path) if teacher == "run" else teacher},
+        masking=mw.component("masking", "random")(0.5),
+    )
+    batch = images(size=64)
+    method.prepare(BatchLoader(batch, method.inputs), torch.Generator().manual_seed(0))
+    step = method(batch, keys())
+    step.loss.backward()
+    assert step.loss.isfinite()
+    frozen = [p for key, p in method.named_parameters() if not p.requires_grad]
+    assert frozen
+    assert all(p.grad is None for p in frozen)
 
 
 def test_a_resumed_run_has_the_teacher_and_the_schedule_it_began_with(tmp_path):
