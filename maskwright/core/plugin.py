@@ -48,6 +48,12 @@ def register_encoders() -> list[Component]:
             "ViT, 2021; MAE, 2022",
         ),
         Component(
+            "sparse-convnet",
+            "maskwright.core.encoder.convnet:SparseConvNet",
+            "ConvNets of timm, or a plain one for images and volumes, that compute visible cells only.",
+            "SparK, 2023",
+        ),
+        Component(
             "outside",
             "maskwright.core.encoder.outside:OutsideEncoder",
             "Models of timm, and torch modules of your own.",

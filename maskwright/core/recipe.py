@@ -59,6 +59,7 @@ class TrainerSection(BaseModel):
     accumulate: int = Field(1, ge=1, description="forward passes an optimiser step")
     lr: float | None = Field(None, gt=0, description="peak learning rate; without it base_lr * global batch / 256")
     base_lr: float = Field(1.5e-4, gt=0, description="learning rate of a global batch of 256")
+    optimizer: Literal["adamw", "lamb"] = Field("adamw", description="adamw, or lamb for very large batches")
     weight_decay: float = Field(0.05, ge=0, description="AdamW's; none for biases and other one-dimensional tensors")
     weight_decay_end: float | None = Field(None, ge=0, description="where a half cosine takes it; constant without")
     betas: tuple[_Moment, _Moment] = Field((0.9, 0.95), description="AdamW's moments")

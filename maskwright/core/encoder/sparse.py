@@ -21,152 +21,20 @@ and their names stay what they were. Outside of `active_of(module).showing(cells
 from __future__ import annotations
 
 import contextlib
-import functools
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskwright.core.encoder.blocks import Residual
+from maskwright.core.encoder.cells import Cells
 from maskwright.core.errors import ConfigError
-from maskwright.core.masking.base import Grid
 
 WHOLE = {"SEModule", "SqueezeExcite", "EffectiveSEModule", "GlobalResponseNorm", "DropPath"}
 """Layers of timm that see the whole map of a sample."""
-
-
-class Cells:
-    """The visible cells of a batch, and how maps are cut into them.
-
-    Args:
-        grid: layout of all cells.
-        visible: (B, V) places of the visible ones in `grid`, raster order.
-
-    Shapes:
-        cells (B * V, C, *side) in the order of `visible`; maps (B, C, *size) with size = grid * side along each axis.
-    """
-
-    def __init__(self, grid: Grid, visible: Tensor) -> None:
-        self.grid, self.visible = grid, visible
-        self.batch, self.count = visible.shape
-        self._tables: dict[tuple[Any, ...], Tensor] = {}
-
-    def windows(self, cells: Tensor, before: tuple[int, ...], after: tuple[int, ...], fill: float = 0.0) -> Tensor:
-        """Cells with a rim of their visible neighbours; `fill` stands where there is none.
-
-        Args:
-            before, after: positions that the rim adds along each axis.
-
-        Returns:
-            (B * V, C, *(before + side + after)).
-        """
-        side = tuple(cells.shape[2:])
-        table = self._table(("windows", side, before, after), lambda: self._window_rows(side, before, after))
-        return _pick(cells, table, fill)
-
-    def spread(self, cells: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-        """Maps (B, C, *size), with `fill`, one number or (C,), at hidden positions."""
-        side = tuple(cells.shape[2:])
-        return _pick(cells, self._table(("spread", side), lambda: self._spread_rows(side)), fill)
-
-    def gather(self, maps: Tensor) -> Tensor:
-        """The visible cells of maps."""
-        side = tuple(size // count for size, count in zip(maps.shape[2:], self.grid.shape, strict=True))
-        return _pick(maps, self._table(("gather", side), lambda: self._gather_rows(side)), None)
-
-    def by_sample(self, cells: Tensor, channels: int = 1) -> Tensor:
-        """The visible cells of each sample as one map: (B, C, V * side, ...). `channels` is their axis."""
-        x = cells.movedim(channels, -1).unflatten(0, (self.batch, self.count)).flatten(1, 2)
-        return x.movedim(-1, channels)
-
-    def by_cell(self, samples: Tensor, channels: int = 1) -> Tensor:
-        """Undo `by_sample`."""
-        x = samples.movedim(channels, -1).unflatten(1, (self.count, -1)).flatten(0, 1)
-        return x.movedim(-1, channels)
-
-    # which row of a table stands where; rows are positions, all channels together -----------------------------------
-
-    def _table(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        if key not in self._tables:
-            self._tables[key] = make()
-        return self._tables[key]
-
-    @functools.cached_property
-    def _slots(self) -> Tensor:
-        """(B * N,) which cell of the batch stands at a place; -1 at hidden ones."""
-        device = self.visible.device
-        slots = torch.full((self.batch, self.grid.count), -1, device=device)
-        numbers = torch.arange(self.batch * self.count, device=device).view(self.batch, self.count)
-        return slots.scatter(1, self.visible, numbers).flatten()
-
-    def _window_rows(self, side: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
-        """(B * V, *window) rows of the positions of all cells; their number where nothing is visible."""
-        batch, device, axes = self.batch, self.visible.device, len(side)
-        place, inner, inside = self._first(axes), torch.zeros(1, dtype=torch.long, device=device), None
-        for axis, (cell, count) in enumerate(zip(side, self.grid.shape, strict=True)):
-            behind = _product(self.grid.shape[axis + 1 :])
-            at = torch.arange(-before[axis], cell + after[axis], device=device)
-            position = (self.visible // behind % count)[..., None] * cell + at  # (B, V, window)
-            shape = (batch, self.count, *(len(at) if other == axis else 1 for other in range(axes)))
-            within = ((position >= 0) & (position < cell * count)).view(shape)
-            inside = within if inside is None else inside & within
-            place = place + (position.clamp(0, cell * count - 1) // cell * behind).view(shape)
-            inner = inner * cell + (position % cell).view(shape)
-        slot = self._slots[place]
-        volume = _product(side)
-        rows = torch.where((slot >= 0) & cast(Tensor, inside), slot * volume + inner, batch * self.count * volume)
-        return rows.flatten(0, 1)
-
-    def _first(self, axes: int) -> Tensor:
-        """(B, 1, ...) number of the first place of each sample."""
-        first = torch.arange(self.batch, device=self.visible.device) * self.grid.count
-        return first.view(self.batch, 1, *[1] * axes)
-
-    def _spread_rows(self, side: tuple[int, ...]) -> Tensor:
-        """(B, *size) rows of the positions of all cells; their number where hidden."""
-        slot, volume = self._slots, _product(side)
-        inner = torch.arange(volume, device=slot.device)
-        rows = torch.where(slot[:, None] < 0, self.batch * self.count * volume, slot[:, None] * volume + inner)
-        return self._raster(rows.view(self.batch, self.grid.count, volume), side)
-
-    def _gather_rows(self, side: tuple[int, ...]) -> Tensor:
-        """(B * V, *side) rows of the positions of a batch of maps."""
-        numbers = torch.arange(self.batch * self.grid.count * _product(side), device=self.visible.device)
-        size = [count * cell for count, cell in zip(self.grid.shape, side, strict=True)]
-        axes = len(side)
-        split = [part for count, cell in zip(self.grid.shape, side, strict=True) for part in (count, cell)]
-        cells = numbers.view(self.batch, *size).view(self.batch, *split)
-        order = [0, *(1 + 2 * axis for axis in range(axes)), *(2 + 2 * axis for axis in range(axes))]
-        cells = cells.permute(order).reshape(self.batch * self.grid.count, *side)
-        return cells[(self._first(0).view(-1, 1) + self.visible).flatten()]
-
-    def _raster(self, cells: Tensor, side: tuple[int, ...]) -> Tensor:
-        """(B, N, volume) to (B, *size)."""
-        axes = len(side)
-        split = cells.view(self.batch, *self.grid.shape, *side)
-        order = [0, *(part for axis in range(axes) for part in (1 + axis, 1 + axes + axis))]
-        size = [count * cell for count, cell in zip(self.grid.shape, side, strict=True)]
-        return split.permute(order).reshape(self.batch, *size)
-
-
-def _product(numbers: tuple[int, ...]) -> int:
-    return functools.reduce(lambda a, b: a * b, numbers, 1)
-
-
-def _pick(x: Tensor, rows: Tensor, fill: Tensor | float | None) -> Tensor:
-    """Positions of `x` (n, C, *side) at `rows` (m, *shape): (m, C, *shape), channels last in memory.
-
-    A row beyond the last is `fill`; None where there is no such row. Whole rows are copied, forwards and backwards.
-    """
-    table, last = x.movedim(1, -1).flatten(0, -2), None
-    if fill is not None:
-        value = torch.full_like(table[:1], fill) if not isinstance(fill, Tensor) else fill.to(table.dtype)[None]
-        last = len(table) if not isinstance(fill, Tensor) else None  # no gradient of a number
-        table = torch.cat([table, value])
-    return F.embedding(rows, table, padding_idx=last).movedim(-1, 1)
 
 
 class Active:
@@ -214,7 +82,7 @@ class _Windowed(_Twin):
         if cells is None or not any(before + after):
             return super().forward(x)  # type: ignore[misc]
         window = tuple(b + side + a for b, side, a in zip(before, x.shape[2:], after, strict=True))
-        if self.light and cells.count * _product(window) > cells.grid.count * _product(tuple(x.shape[2:])):
+        if self.light and cells.count * math.prod(window) > cells.grid.count * math.prod(tuple(x.shape[2:])):
             # many rims cost more than the hidden positions between them
             return cells.gather(super().forward(cells.spread(x)))  # type: ignore[misc]
         return self.compute(cells.windows(x, tuple(before), tuple(after), self.fill))
@@ -285,9 +153,12 @@ def _mixin(layer: nn.Module) -> type[_Twin] | None:
     return _Whole if kind.__module__.startswith("timm.") and kind.__name__ in WHOLE else None
 
 
-@functools.cache
-def _twin(kind: type[nn.Module], mixin: type[_Twin]) -> type[nn.Module]:
-    return type(f"Sparse{kind.__name__}", (mixin, kind), {"__module__": __name__})
+_twins: dict[type[nn.Module], type[nn.Module]] = {}
+"""Classes of converted layers by those that they had."""
+
+
+def _twin(kind: Any, mixin: type[_Twin]) -> type[nn.Module]:
+    return _twins.setdefault(kind, type(f"Sparse{kind.__name__}", (mixin, kind), {"__module__": __name__}))
 
 
 def _reach(layer: nn.Module) -> list[tuple[int, int]]:
@@ -317,11 +188,14 @@ def _problem(layer: nn.Module) -> str | None:
     if isinstance(layer, convolutions) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
         return "does not pad with zeros"
     reach = _reach(layer)
-    if isinstance(layer, nn.AvgPool2d | nn.AvgPool3d) and any(max(pair) > 0 for pair in reach):
-        if not layer.count_include_pad or layer.divisor_override:
-            return "averages over overlapping windows of changing size"
-    strides = layer.stride if isinstance(layer.stride, tuple) else (layer.stride,) * len(reach)  # type: ignore[arg-type]
-    if any(not 0 <= before - after < 2 * stride for (before, after), stride in zip(reach, strides, strict=True)):
+    changing = isinstance(layer, nn.AvgPool2d | nn.AvgPool3d) and not (
+        layer.count_include_pad and layer.divisor_override is None
+    )
+    if changing and any(max(pair) > 0 for pair in reach):
+        return "averages over overlapping windows of changing size"
+    stride: Any = layer.stride
+    strides = stride if isinstance(stride, tuple) else (stride,) * len(reach)
+    if any(not 0 <= before - after < stride for (before, after), stride in zip(reach, strides, strict=True)):
         return "does not divide the size of a map by its stride"
     return None
 
@@ -348,7 +222,7 @@ def to_sparse(module: nn.Module) -> nn.Module:
         mixin = _mixin(layer)
         if mixin is not None:
             layer.__class__ = _twin(type(layer), mixin)
-            layer.active = active  # type: ignore[assignment]
+            layer.active = active
     return module
 
 
@@ -357,11 +231,8 @@ def to_dense(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, _Twin):
             del layer.active
-            layer.__class__ = type(layer).__mro__[2] if type(layer).__mro__[1] in _MIXES else type(layer)
+            layer.__class__ = type(layer).__bases__[1]
     return module
-
-
-_MIXES = (_Convolution, _MaxPool, _AvgPool, _Whole)
 
 
 def active_of(module: nn.Module) -> Active:

@@ -99,8 +99,10 @@ def bad_file_problem(
 def effective_rank(pooled: Tensor) -> float:
     """exp of the entropy of the normalised singular values of centred features (B, D) (Roy, Vetterli 2007).
 
-    Near 1 the encoder says the same of everything: it has collapsed.
+    Near 1 the encoder says the same of everything: it has collapsed. NaN where features are not finite.
     """
+    if not pooled.isfinite().all():
+        return float("nan")
     values = torch.linalg.svdvals((pooled - pooled.mean(0)).float())
     share = values / values.sum().clamp_min(1e-12)
     return torch.exp(-(share * share.clamp_min(1e-12).log()).sum()).item()

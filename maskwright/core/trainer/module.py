@@ -16,6 +16,7 @@ from maskwright.core.loader import Loader
 from maskwright.core.recipe import TrainerSection
 from maskwright.core.sample import Batch
 from maskwright.core.trainer import checkpoint as checkpoints
+from maskwright.core.trainer.buffers import BufferMemory
 from maskwright.core.trainer.data import FORWARD, KEYS, Plan, derive_seed, make_dataloader
 from maskwright.core.trainer.guard import bad_file_problem, stop_for, write_diagnosis
 from maskwright.core.trainer.method import Method, Progress
@@ -46,6 +47,7 @@ class PretrainModule(L.LightningModule):
         self.samples_seen = 0
         self._micro_batches: list[Batch] = []
         self._bad_loss = False
+        self._forward_buffers = BufferMemory()
         self.last_lr = self.last_norm = 0.0
         self._sharded = False
         self.last_batch: Batch | None = None
@@ -136,6 +138,7 @@ class PretrainModule(L.LightningModule):
         if not self._micro_batches:
             self.terms, self._passes = {}, 0
             self.method.start_step(self.progress)
+            self._forward_buffers.keep(self.method)
         if self._usable(batch):
             torch.manual_seed(derive_seed(self.seed, FORWARD, micro, self.global_rank))
             result = self.method(batch, self.keys(batch, micro // self.plan.micro_per_epoch))
@@ -204,6 +207,7 @@ class PretrainModule(L.LightningModule):
         return Progress(self.step, self.plan.steps, self.step * self.plan.accumulate // each, last // each + 1)
 
     def _refuse_step(self, stage: str) -> None:
+        self._forward_buffers.put_back()
         self.bad_steps += 1
         batches = [batch for batch in self._micro_batches if len(batch)]
         terms = {name: value.item() / self._passes for name, value in self.terms.items()}

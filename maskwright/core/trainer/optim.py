@@ -1,4 +1,4 @@
-"""AdamW with decay and learning rate groups, and the schedule."""
+"""AdamW and LAMB with decay and learning rate groups, and the schedule."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from maskwright.core.trainer.lamb import Lamb
 
 
 def lr_at(step: int, total: int, warmup: int, peak: float, min_ratio: float = 0.0) -> float:
@@ -82,7 +84,9 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
     return list(groups.values())
 
 
-def make_optimizer(module: nn.Module, settings: Any) -> torch.optim.AdamW:
-    """AdamW, fused: fastest on CUDA and, measured, on CPUs too. Its learning rate is set anew before every step."""
+def make_optimizer(module: nn.Module, settings: Any) -> torch.optim.Optimizer:
+    """AdamW, fused: fastest on CUDA and, measured, on CPUs too; or LAMB. The learning rate is set before every step."""
     groups = parameter_groups(module, settings.weight_decay, settings.layer_decay)
+    if getattr(settings, "optimizer", "adamw") == "lamb":
+        return Lamb(groups, lr=0.0, betas=settings.betas)
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)

@@ -1,0 +1,1 @@
+"""Medical images: NIfTI and DICOM, methods for small data sets."""

@@ -1,0 +1,245 @@
+"""The loaders `volumes` and `slices`: NIfTI files and DICOM series, in 3-D and slice by slice."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from maskwright.core.errors import ConfigError
+from maskwright.core.sample import Sample
+from maskwright.core.statistics import spread
+from maskwright.medical.base import MedicalLoader
+from maskwright.medical.find import holds_volumes
+from maskwright.medical.nifti import MAX_VOXELS
+from maskwright.medical.volume import View
+
+if TYPE_CHECKING:
+    from maskwright.medical.scenes import VolumeScene
+
+GROUP_PATTERN = r"sub-[A-Za-z0-9]+"
+"""Patients of a BIDS data set."""
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""Axis of a view that slices of each kind follow one another along."""
+Window = str | tuple[float, float] | None
+
+
+class VolumeLoader(MedicalLoader):
+    """Volumes of NIfTI files (.nii, .nii.gz, .hdr and .img) and of DICOM series, whole or as crops.
+
+    `volume` (C, D, H, W) holds HU of a CT, and otherwise the file's numbers after its own scaling. x runs along W, y
+    along H and z along D. Slices of a series are put in order by where they lie; missing slices, slices at one place
+    and a tilted gantry set a series aside. Of a header only geometry, scaling and modality are kept. The group is the
+    patient: of a DICOM series a keyed hash of PatientID, of a NIfTI file what `group_pattern` finds in its path, or
+    else the file. The label is the first folder below `path`.
+
+    `meta.extra["affine"]` (4, 4) is from (column, row, slice) of the sample to millimetres towards right, anterior and
+    superior (RAS+), as in NIfTI.
+
+    Args:
+        path: a file or folder.
+        size: voxels of a crop, one number or [D, H, W]: at random with a generator, else from the middle. What reaches
+            beyond the volume gets the lowest value in the crop. Left out, whole volumes are read.
+        spacing: millimetres between voxels, one number or [x, y, z]; the volume is resampled (scipy.ndimage, linear,
+            filtered first along axes that get coarser). Left out, voxels stay as they are.
+        orientation: where x, y and z lead: RAS by default, so that all volumes lie alike; stored keeps each as it is.
+        window: lung, brain, bone, soft-tissue, or [centre, width] in HU; values beyond it become its ends.
+        volume: which volume of a 4-D file, counted from 0; all makes them channels.
+        group_pattern: regular expression that finds the patient in a NIfTI file's path; its first group, if it has any.
+        salt_file: file with the secret key of the hashes of patients; left out, one in the user's cache folder.
+        cache: gigabytes that inflated copies of .nii.gz may take in the user's cache folder; 0 keeps none.
+        max_voxels: larger volumes are set aside before anything is allocated.
+    """
+
+    input_name, dims = "volume", "C D H W"
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: int | tuple[int, int, int] | None = None,
+        spacing: float | tuple[float, float, float] | None = None,
+        orientation: str = "RAS",
+        window: Window = None,
+        volume: int | Literal["all"] | None = None,
+        group_pattern: str = GROUP_PATTERN,
+        salt_file: str = "",
+        cache: float = 20.0,
+        max_voxels: int = MAX_VOXELS,
+    ) -> None:
+        self.size = _sizes(size, 3)
+        wanted = spacing if isinstance(spacing, (tuple, list)) else (spacing,) * 3
+        self._open(
+            path, False, wanted, orientation, window, volume,
+            group_pattern=group_pattern, salt_file=salt_file, cache=cache, max_voxels=max_voxels,
+        )  # fmt: skip
+        self._spec(self.channels)
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        return holds_volumes(path, single=False)
+
+    @classmethod
+    def inspect(cls, path: str | Path) -> list[dict[str, Any]]:
+        """A row a volume: file, shape, spacing, orientation; or the reason why a file cannot be used."""
+        from maskwright.medical.inspection import inspect_volumes
+
+        return inspect_volumes(path)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def _place(self, index: int) -> tuple[View, int]:
+        return self.views[index], index
+
+    def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
+        self._check_index(index)
+        view = self.views[index]
+        size = view.shape if self.size is None else self.size[::-1]
+        start = corner(view.shape, size, generator)
+        tensor = torch.from_numpy(self._read(view, start, size))
+        return Sample({"volume": tensor}, self._meta(index, view, start))
+
+    def bytes_per_sample(self) -> int:
+        z, y, x = self.size or self.views[0].shape[::-1]
+        return 4 * self.channels * z * y * x
+
+    @classmethod
+    def scene_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Whole volumes instead of crops."""
+        return {**options, "size": None}
+
+    def scenes(self) -> list[VolumeScene]:
+        """Every volume as a whole, read in windows (D, H, W); maps of it are written on the source's own grid."""
+        from maskwright.medical.scenes import VolumeScene
+
+        return [VolumeScene(self, view) for view in self.views]
+
+
+class SliceLoader(MedicalLoader):
+    """Slices of the volumes of NIfTI files and DICOM series, and single DICOM pictures: 2-D inputs from 3-D data.
+
+    `image` (C, H, W) holds HU of a CT, and otherwise the file's numbers after its own scaling. For axial slices x runs
+    along W and y along H, for coronal ones x and z, for sagittal ones y and z. A slice of a NIfTI file or of an
+    uncompressed series is read alone. Group, label and affine are as in the loader `volumes`; the affine's third axis is
+    the one that leads through the slices.
+
+    Args:
+        path: a file or folder.
+        axis: axial, coronal or sagittal, after the volume was turned to `orientation`.
+        slices: slices of each volume, evenly spread; left out, all.
+        context: neighbours on either side that become channels, 2 * context + 1 in all; the ends are repeated.
+        size: pixels of a crop, one number or [H, W]: at random with a generator, else from the middle. What reaches
+            beyond the slice gets the lowest value in the crop. Left out, whole slices are read.
+        spacing: millimetres between pixels within a slice, one number or [along W, along H]; resampled as in `volumes`.
+        orientation: where x, y and z lead: RAS by default, so that all slices lie alike; stored keeps each as it is.
+        window: lung, brain, bone, soft-tissue, or [centre, width] in HU; values beyond it become its ends.
+        volume: which volume of a 4-D file, counted from 0; all makes them channels.
+        group_pattern: regular expression that finds the patient in a NIfTI file's path; its first group, if it has any.
+        salt_file: file with the secret key of the hashes of patients; left out, one in the user's cache folder.
+        cache: gigabytes that inflated copies of .nii.gz may take in the user's cache folder; 0 keeps none.
+        max_voxels: larger volumes are set aside before anything is allocated.
+    """
+
+    input_name, dims = "image", "C H W"
+
+    def __init__(
+        self,
+        path: str | Path,
+        axis: Literal["axial", "coronal", "sagittal"] = "axial",
+        slices: int | None = None,
+        context: int = 0,
+        size: int | tuple[int, int] | None = None,
+        spacing: float | tuple[float, float] | None = None,
+        orientation: str = "RAS",
+        window: Window = None,
+        volume: int | Literal["all"] | None = None,
+        group_pattern: str = GROUP_PATTERN,
+        salt_file: str = "",
+        cache: float = 20.0,
+        max_voxels: int = MAX_VOXELS,
+    ) -> None:
+        if context < 0 or (slices is not None and slices < 1):
+            raise ConfigError(f"data.context={context}, data.slices={slices}: 0 or more, and 1 or more, are needed.")
+        self.size, self.context, self.axis = _sizes(size, 2), context, AXES[axis]
+        self.columns, self.rows = [other for other in range(3) if other != self.axis]
+        within = spacing if isinstance(spacing, (tuple, list)) else (spacing, spacing)
+        wanted: list[float | None] = [None, None, None]
+        wanted[self.columns], wanted[self.rows] = within
+        self._open(
+            path, True, wanted, orientation, window, volume,
+            group_pattern=group_pattern, salt_file=salt_file, cache=cache, max_voxels=max_voxels,
+        )  # fmt: skip
+        depths = [view.shape[self.axis] for view in self.views]
+        self.chosen = [spread(depth, depth if slices is None else slices) for depth in depths]
+        self.ends = list(accumulate(map(len, self.chosen)))
+        names = tuple(f"slice {at:+d}" if at else "slice" for at in range(-context, context + 1))
+        self._spec(self.channels * len(names), names if self.channels == 1 and context else None)
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        return holds_volumes(path, single=True)
+
+    @classmethod
+    def inspect(cls, path: str | Path) -> list[dict[str, Any]]:
+        """A row a volume or picture: file, shape, spacing, orientation; or the reason why it cannot be used."""
+        from maskwright.medical.inspection import inspect_volumes
+
+        return inspect_volumes(path)
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def _place(self, index: int) -> tuple[View, int]:
+        number = bisect_right(self.ends, index)
+        return self.views[number], number
+
+    def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
+        self._check_index(index)
+        view, number = self._place(index)
+        at = self.chosen[number][index - (self.ends[number - 1] if number else 0)]
+        depth = view.shape[self.axis]
+        first, last = max(0, at - self.context), min(depth - 1, at + self.context)
+        size, start = list(view.shape), [0, 0, 0]
+        if self.size is not None:
+            size[self.rows], size[self.columns] = self.size
+            start = corner(view.shape, size, generator)
+        size[self.axis], start[self.axis] = last - first + 1, first
+        values = self._read(view, start, size)
+        slabs = torch.from_numpy(values).movedim(3 - self.axis, 1)  # (C, slices, H, W)
+        neighbours = [min(max(at + off, 0), depth - 1) - first for off in range(-self.context, self.context + 1)]
+        image = slabs[:, neighbours].flatten(0, 1).contiguous()
+        start[self.axis] = at
+        meta = self._meta(index, view, start, (self.columns, self.rows, self.axis))
+        meta.extra["slice"] = at
+        return Sample({"image": image}, meta)
+
+    def bytes_per_sample(self) -> int:
+        shape = self.views[0].shape
+        height, width = self.size or (shape[self.rows], shape[self.columns])
+        return 4 * (self.spec["image"].channel_count or 1) * height * width
+
+    def _picture_axes(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+
+def _sizes(size: int | Sequence[int] | None, axes: int) -> tuple[int, ...] | None:
+    """Sizes along each axis, D first."""
+    if size is None:
+        return None
+    sizes = (size,) * axes if isinstance(size, int) else tuple(size)
+    if min(sizes) < 1:
+        raise ConfigError(f"data.size={list(sizes)}: at least 1 along each axis is needed.")
+    return sizes
+
+
+def corner(shape: Sequence[int], size: Sequence[int], generator: torch.Generator | None) -> list[int]:
+    """First voxel (x, y, z) of a crop: anywhere inside at random, or in the middle; below 0 where it is larger."""
+    rooms = [length - wanted for length, wanted in zip(shape, size, strict=True)]
+    if generator is None:
+        return [room // 2 for room in rooms]
+    draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    return [int(draw * (room + 1)) if room > 0 else room // 2 for draw, room in zip(draws, rooms, strict=True)]
