@@ -14,6 +14,8 @@ def check(found, count):
     outcomes = Counter((one["kind"], one["outcome"]) for one in found)
     for kind in FORMATS:
         assert outcomes[kind, "DataError"] > 0, f"no damage to {kind} was noticed"
+        if kind == "zipped.nii.gz":
+            continue  # its checksum notices every change
         assert outcomes[kind, "read"] > 0, f"every damage to {kind} was refused, also that of single voxels"
 
 

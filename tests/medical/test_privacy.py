@@ -137,7 +137,7 @@ def test_everything_that_a_run_writes(folder, secrets, tmp_path, capfd):
     run = mw.pretrain("mae", folder, run=tmp_path / "run", settings=settings, max_steps=2, precision="32", batch_size=4,
                       max_bad_fraction=0.5)  # fmt: skip
     mw.embed(run, folder, tmp_path / "embedding.parquet", device="cpu", max_bad=0.5)
-    mw.evaluate(run, labels="label", protocols=["knn"], seeds=1, folds=2, device="cpu")
+    mw.evaluate(run, labels="label", protocols=["knn"], seeds=1, folds=2, baselines=["random-init"], device="cpu")
     printed = capfd.readouterr()
     search((printed.out + printed.err).encode(), secrets, "what was printed")
     assert search_folder(tmp_path, secrets) > 8
