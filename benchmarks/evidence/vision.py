@@ -22,7 +22,6 @@ import argparse
 import json
 import shutil
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,16 +203,15 @@ def step_ratios(name: str, methods: list[str], images: Path, out: Path, teacher:
 # all of it ----------------------------------------------------------------------------------------------------------
 
 
-def run_set(name: str, methods: list[str], data: Path, out: Path, seeds: int, stored: dict[str, Any]) -> None:
+def run_set(name: str, methods: list[str], data: Path, out: Path, seeds: int, keep: bool) -> None:
     images = prepare(name, data, out)
     steps = SETS[name]["steps"]
     teacher = pretrain(name, "teacher", images, out / f"{name}-teacher", 0, steps).path if "dmae" in methods else None
     ratios = step_ratios(name, methods, images, out, teacher)
-    here = stored.setdefault(name, {})
+    here: dict[str, Any] = {}
     for method in methods:
         share = max(1, round(steps / ratios[method]))
         rows: dict[str, list[float]] = {}
-        started = time.perf_counter()
         for seed in range(seeds):
             run = pretrain(name, method, images, out / f"{name}-{method}-{seed}", seed, share, teacher)
             first = method == "mae" and seed == 0 and "random init" not in here
@@ -230,9 +228,10 @@ def run_set(name: str, methods: list[str], data: Path, out: Path, seeds: int, st
             "scores": rows,
             "steps": share,
             "step / MAE": ratios[method],
-            "seconds": round(time.perf_counter() - started),
         }
         print(name, method, {key: [round(value, 3) for value in values] for key, values in rows.items()}, flush=True)
+        if keep:
+            write({name: here})
 
 
 def write(stored: dict[str, Any]) -> None:
@@ -289,15 +288,12 @@ def main() -> None:
     if arguments.data is None:
         parser.error("--data is needed")
     torch.set_num_threads(1)
-    stored: dict[str, Any] = {}
     if arguments.quick:
         for one in SETS.values():
             one["steps"] = max(1, one["steps"] // 50)
     for name in arguments.only:
         seeds = 1 if arguments.quick else arguments.seeds
-        run_set(name, arguments.methods, arguments.data, arguments.out, seeds, stored)
-        if not arguments.quick:
-            write(stored)
+        run_set(name, arguments.methods, arguments.data, arguments.out, seeds, not arguments.quick)
 
 
 if __name__ == "__main__":
