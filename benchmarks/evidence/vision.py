@@ -59,6 +59,7 @@ METHODS: dict[str, list[str]] = {
 }
 TEACHER = {"embed_dim": 144, "depth": 6, "num_heads": 6}
 """Of DMAE: an MAE, trained for as many steps."""
+PROTOCOLS = ("kNN", "linear probe", "fine-tune")
 BATCH = 32
 LR = 1e-3
 
@@ -250,16 +251,12 @@ def tables() -> str:
     for name in SETS:
         rows = stored[name]
         names = [*(key for key in rows if key not in METHODS), *(key for key in METHODS if key in rows)]
-        parts += [f"### {name}", "", "| features | kNN | linear probe | steps | step / MAE |", "|---|---|---|---|---|"]
+        parts += [f"### {name}", "", f"| features | {' | '.join(PROTOCOLS)} | steps | step / MAE |", "|---" * 6 + "|"]
         for key in names:
             cells = []
-            for protocol in ("knn", "linear"):
-                values = rows[key]["scores"].get(protocol) or (
-                    next(iter(rows[key]["scores"].values()))
-                    if key == "supervised from scratch" and protocol == "linear"
-                    else []
-                )
-                cells.append(f"{statistics.mean(values):.3f} ± {statistics.pstdev(values):.3f}" if values else "")
+            for protocol in PROTOCOLS:
+                values = rows[key]["scores"].get(protocol)
+                cells.append(f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" if values else "")
             steps = f"{rows[key]['steps']}" if "steps" in rows[key] else ""
             ratio = f"{rows[key]['step / MAE']:.2f}" if "step / MAE" in rows[key] else ""
             parts.append(f"| {key} | {' | '.join(cells)} | {steps} | {ratio} |")

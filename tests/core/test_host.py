@@ -17,6 +17,9 @@ from maskwright.core.errors import ConfigError, PluginError
 from maskwright.core.host import HOOKS, REGISTER_HOOKS, Host, normalise
 from tests.fake_distributions import GOOD, HEAD, write_distribution
 
+OURS = ["medical", "remote-sensing", "vision"]
+"""Domains that come with the package, in order of name."""
+
 EVERYTHING = (
     HEAD
     + "".join(
@@ -74,8 +77,8 @@ def by_name(host):
 def test_ours_come_first_then_by_distribution(folder):
     for name in ("zebra", "ant"):
         write_distribution(folder, name, HEAD)
-    assert [record.name for record in Host().plugins] == ["core", "remote-sensing", "vision", "ant", "zebra"]
-    assert list(plugin_names()) == ["remote-sensing", "vision", "ant", "zebra"]
+    assert [record.name for record in Host().plugins] == ["core", *OURS, "ant", "zebra"]
+    assert list(plugin_names()) == [*OURS, "ant", "zebra"]
 
 
 def test_version_of_the_package_is_that_of_the_distribution():
@@ -228,7 +231,7 @@ def test_single_files(tmp_path, monkeypatch):
     assert "sys.exit() was called" in records["cracked"].reason
     assert "take it out of MASKWRIGHT_PLUGINS" in records["cracked"].repair
     assert "which is no file" in records["absent"].reason
-    assert len(host.plugins) == 6
+    assert len(host.plugins) == 1 + len(OURS) + 3
 
 
 @pytest.mark.parametrize(
@@ -253,7 +256,7 @@ LIGHT = """
 import sys
 import maskwright
 from maskwright.core.host import get_host
-assert len(get_host().plugins) == 3
+assert len(get_host().plugins) == 4
 assert "pretrain" in dir(maskwright)
 heavy = {"torch", "lightning", "pydantic", "rasterio", "numpy", "matplotlib", "sklearn", "typer"} & set(sys.modules)
 assert not heavy, heavy
