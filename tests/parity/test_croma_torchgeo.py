@@ -45,6 +45,7 @@ def test_outputs_equal(theirs):
     _compare(theirs, 120)
 
 
+@pytest.mark.slow
 def test_outputs_equal_on_larger_images(theirs):
     larger = torchgeo_croma.CROMA(encoder_dim=128, encoder_depth=4, num_heads=16, image_size=240).eval()
     weights = {key: value for key, value in theirs.state_dict().items() if key != "attn_bias"}

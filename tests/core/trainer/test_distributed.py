@@ -81,6 +81,7 @@ def test_same_loss_and_weights_as_one_process(one, images, tmp_path, strategy):
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fully_sharded_training_resumes(one, images, tmp_path):
     """Three steps, a stop, and three more."""
     settings = ["trainer.batch_size=4", "trainer.devices=2", "trainer.strategy=fsdp", "trainer.checkpoint_steps=3"]

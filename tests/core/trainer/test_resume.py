@@ -84,7 +84,7 @@ def whole(tmp_path_factory):
     return folder / "run", data
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_and_resume_is_bit_exact(whole, tmp_path, workers):
     run, data = tmp_path / "run", whole[1]
     process = _start("pretrain", run, data, [f"trainer.workers={workers}"])
