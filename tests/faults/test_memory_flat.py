@@ -80,5 +80,5 @@ def test_ten_thousand_chips_through_each_reader(tmp_path, name, capsys):
 
 def test_the_measure_sees_a_leak():
     kept = []
-    percent, _ = growth(lambda number: kept.append(np.ones(30_000)), 1000, 10)
+    percent, _ = growth(lambda number: kept.append(np.ones(100_000)), 1000, 10)
     assert percent > LIMIT
