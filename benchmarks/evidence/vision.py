@@ -33,7 +33,9 @@ from PIL import Image
 import maskwright as mw
 from benchmarks.common import environment, interleave, put_into_page
 from benchmarks.method_steps import step_of
+from maskwright.core.build import build
 from maskwright.core.evaluation.conclusion import Evaluation
+from maskwright.core.recipe import make_recipe
 from maskwright.core.sample import collate
 
 RESULT = Path(__file__).parents[1] / "results" / "vision.json"
@@ -188,9 +190,6 @@ def step_ratios(name: str, methods: list[str], images: Path, out: Path, teacher:
             continue
         sides = {}
         for side in ("mae", method):
-            from maskwright.core.build import build
-            from maskwright.core.recipe import make_recipe
-
             settings = [*data_settings(name, side), *method_settings(name, side, teacher)]
             built = build(make_recipe(side, images / "train", "tiny", settings))
             batch = collate([built.loader.read(index) for index in range(BATCH)])

@@ -90,12 +90,6 @@ class Loader(ABC):
         """All files that sample `index` is read from."""
         return [self.read(index).meta.source]
 
-    def buckets(self) -> np.ndarray | None:
-        """Bucket 0, 1, ... of each sample, (N,) int, where samples of different buckets do not go into one batch: pictures
-        and volumes, series of different lengths. None where all go together.
-        """
-        return None
-
     def bytes_per_sample(self) -> int:
         """Bytes of one sample in memory; used for the forecast of a run."""
         return sum(t.numel() * t.element_size() for t in self.read(0).tensors.values())

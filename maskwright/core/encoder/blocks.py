@@ -12,11 +12,13 @@ from maskwright.core.encoder.positions import rotate
 from maskwright.core.errors import ConfigError
 
 
-def _heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, N, D) to (B, H, N, D / H)
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, D) to (B, H, N, D / H)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def _check_heads(dim: int, num_heads: int) -> None:
+def check_heads(dim: int, num_heads: int) -> None:
+    """Raise ConfigError where a width does not divide into heads."""
     if num_heads < 1 or dim % num_heads:
         raise ConfigError(f"embed_dim={dim} does not divide into num_heads={num_heads}.")
 
@@ -33,7 +35,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: QkvBias = True) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias is True)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
@@ -46,7 +48,7 @@ class Attention(nn.Module):
         else:
             whole = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
             projected = F.linear(x, self.qkv.weight, whole)
-        q, k, v = (_heads(part, self.num_heads) for part in projected.chunk(3, dim=-1))
+        q, k, v = (split_heads(part, self.num_heads) for part in projected.chunk(3, dim=-1))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         bias = bias if bias is None else bias.to(q.dtype)
@@ -58,7 +60,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.k = nn.Linear(dim, dim, bias=qkv_bias)
@@ -66,8 +68,8 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        q = _heads(self.q(x), self.num_heads)
-        k, v = _heads(self.k(context), self.num_heads), _heads(self.v(context), self.num_heads)
+        q = split_heads(self.q(x), self.num_heads)
+        k, v = split_heads(self.k(context), self.num_heads), split_heads(self.v(context), self.num_heads)
         bias = bias if bias is None else bias.to(q.dtype)
         return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
 

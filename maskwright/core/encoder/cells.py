@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskwright.core.encoder.patches import patchify, unpatchify
 from maskwright.core.masking.base import Grid
 
 
@@ -107,26 +108,14 @@ class Cells:
         slot, volume = self._slots, math.prod(side)
         inner = torch.arange(volume, device=slot.device)
         rows = torch.where(slot[:, None] < 0, self.batch * self.count * volume, slot[:, None] * volume + inner)
-        return self._raster(rows.view(self.batch, self.grid.count, volume), side)
+        return unpatchify(rows.view(self.batch, self.grid.count, volume), self.grid, side, 1)[:, 0]
 
     def _gather_rows(self, side: tuple[int, ...]) -> Tensor:
         """(B * V, *side) rows of the positions of a batch of maps."""
-        numbers = torch.arange(self.batch * self.grid.count * math.prod(side), device=self.visible.device)
         size = [count * cell for count, cell in zip(self.grid.shape, side, strict=True)]
-        axes = len(side)
-        split = [part for count, cell in zip(self.grid.shape, side, strict=True) for part in (count, cell)]
-        cells = numbers.view(self.batch, *size).view(self.batch, *split)
-        order = [0, *(1 + 2 * axis for axis in range(axes)), *(2 + 2 * axis for axis in range(axes))]
-        cells = cells.permute(order).reshape(self.batch * self.grid.count, *side)
+        numbers = torch.arange(self.batch * math.prod(size), device=self.visible.device).view(self.batch, 1, *size)
+        cells = patchify(numbers, side).flatten(0, 1).view(-1, *side)
         return cells[(self._first(0).view(-1, 1) + self.visible).flatten()]
-
-    def _raster(self, cells: Tensor, side: tuple[int, ...]) -> Tensor:
-        """(B, N, volume) to (B, *size)."""
-        axes = len(side)
-        split = cells.view(self.batch, *self.grid.shape, *side)
-        order = [0, *(part for axis in range(axes) for part in (1 + axis, 1 + axes + axis))]
-        size = [count * cell for count, cell in zip(self.grid.shape, side, strict=True)]
-        return split.permute(order).reshape(self.batch, *size)
 
 
 def _pick(x: Tensor, rows: Tensor, fill: Tensor | float | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.core.encoder.blocks import Residual, _check_heads, _heads
+from maskwright.core.encoder.blocks import Residual, check_heads, split_heads
 from maskwright.core.encoder.positions import rotate
 
 
@@ -20,13 +20,13 @@ class SubspaceAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.subspaces = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
-        w = _heads(self.subspaces(x), self.num_heads)
+        w = split_heads(self.subspaces(x), self.num_heads)
         q = w if angles is None else rotate(w, angles)
         bias = bias if bias is None else bias.to(w.dtype)
         return self.proj(F.scaled_dot_product_attention(q, q, w, attn_mask=bias).transpose(1, 2).flatten(2))
@@ -101,7 +101,7 @@ def coding_rate(projected: Tensor, num_heads: int, eps: float = 0.01) -> Tensor:
     With tokens of unit length as the columns of W (p, m) in each head: 1/2 logdet(I + p / (m eps) W^T W), summed over
     heads. By Sylvester's identity the smaller of W^T W and W W^T is decomposed.
     """
-    w = F.normalize(_heads(projected.float(), num_heads), dim=-1)
+    w = F.normalize(split_heads(projected.float(), num_heads), dim=-1)
     tokens, width = w.shape[-2:]
     gram = w @ w.mT if tokens <= width else w.mT @ w
     eye = torch.eye(gram.shape[-1], device=gram.device)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskwright.core.encoder.blocks import Block, Mlp, Residual, _check_heads, _heads, drop_path_rates
+from maskwright.core.encoder.blocks import Block, Mlp, Residual, check_heads, drop_path_rates, split_heads
 from maskwright.core.encoder.positions import SinCosPositions
 from maskwright.core.errors import ConfigError
 from maskwright.core.masking.base import Grid, Mask
@@ -36,7 +36,7 @@ class RegressorBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.norm_q = nn.LayerNorm(dim, eps=norm_eps)
         self.norm_k = nn.LayerNorm(dim, eps=norm_eps)
@@ -51,9 +51,9 @@ class RegressorBlock(nn.Module):
         self.residual2 = Residual(dim, layer_scale, drop_path)
 
     def forward(self, x: Tensor, context: Tensor, positions: Tensor, context_positions: Tensor) -> Tensor:
-        q = _heads(self.q(self.norm_q(x + positions)), self.num_heads)
-        k = _heads(self.k(self.norm_k(context + context_positions)), self.num_heads)
-        v = _heads(self.v(self.norm_v(context)), self.num_heads)
+        q = split_heads(self.q(self.norm_q(x + positions)), self.num_heads)
+        k = split_heads(self.k(self.norm_k(context + context_positions)), self.num_heads)
+        v = split_heads(self.v(self.norm_v(context)), self.num_heads)
         attended = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         x = self.norm(x + self.residual1(attended))
         return x + self.residual2(self.mlp(x))

@@ -105,7 +105,7 @@ def dry_run(recipe: Recipe, out: str | Path = "runs") -> Forecast:
     built = build(recipe)
     check_bad_files(built)
     settings = resolve_trainer(recipe.trainer, len(built.loader))
-    plan = make_plan(settings, len(built.loader), built.loader.buckets())
+    plan = make_plan(settings, len(built.loader))
     samples, read_seconds, notes = _read(built.loader, recipe.seed)
     if built.loader.bad_files:
         notes.append(f"{len(built.loader.bad_files)} files are left out, the first: {built.loader.bad_files[0].reason}")

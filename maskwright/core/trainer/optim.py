@@ -87,6 +87,6 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
 def make_optimizer(module: nn.Module, settings: Any) -> torch.optim.Optimizer:
     """AdamW, fused: fastest on CUDA and, measured, on CPUs too; or LAMB. The learning rate is set before every step."""
     groups = parameter_groups(module, settings.weight_decay, settings.layer_decay)
-    if getattr(settings, "optimizer", "adamw") == "lamb":
+    if settings.optimizer == "lamb":
         return Lamb(groups, lr=0.0, betas=settings.betas)
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)

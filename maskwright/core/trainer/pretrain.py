@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from maskwright.core.build import Built, build
@@ -162,15 +161,10 @@ def resolve_trainer(settings: TrainerSection, samples: int) -> TrainerSection:
     )
 
 
-def make_plan(settings: TrainerSection, samples: int, bucket_of: np.ndarray | None = None) -> Plan:
-    """Sizes of a run with resolved settings.
-
-    Args:
-        bucket_of: (N,) bucket of each sample, see `Loader.buckets`.
-    """
+def make_plan(settings: TrainerSection, samples: int) -> Plan:
+    """Sizes of a run with resolved settings."""
     world = int(settings.devices) * settings.nodes
-    buckets = () if bucket_of is None else tuple(np.bincount(bucket_of).tolist())
-    plan = Plan(samples, settings.batch_size, world, settings.accumulate, 1, buckets)
+    plan = Plan(samples, settings.batch_size, world, settings.accumulate, 1)
     steps = settings.max_steps or max(1, settings.epochs * plan.micro_per_epoch // settings.accumulate)
     return replace(plan, steps=steps)
 
@@ -220,7 +214,7 @@ def _train_locked(run: Run, built: Built, start: checkpoints.Checkpoint | None) 
     recipe = built.recipe.model_copy(update={"trainer": settings})
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    plan = make_plan(settings, len(built.loader), built.loader.buckets())
+    plan = make_plan(settings, len(built.loader))
     if plan.world > 1 and _rank() == 0:
         os.environ[RUN_VARIABLE] = str(run.path.resolve())
     first = _rank() == 0

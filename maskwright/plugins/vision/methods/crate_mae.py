@@ -39,7 +39,6 @@ class CrateMae(PatchMethod):
 
     Args:
         block: blocks of the encoder; "transformer" gives an ordinary one under the same decoder.
-        decoder_depth: blocks of the decoder; as many as the encoder's if left out.
         norm_pix_loss: standardise the values of each target patch.
         encoder: options of the encoder, see `PatchMethod`.
     """
@@ -55,15 +54,13 @@ class CrateMae(PatchMethod):
     def __init__(
         self,
         block: BlockKind = "crate",
-        decoder_depth: int | None = None,
         norm_pix_loss: bool = False,
         **encoder: Any,
     ) -> None:
         super().__init__(block=block, **encoder)
         width, heads = self.encoder.embed_dim, encoder.get("num_heads", 12)
-        depth = len(self.encoder.blocks) if decoder_depth is None else decoder_depth
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
-        self.decoder = nn.Sequential(*(CrateDecoderBlock(width, heads) for _ in range(depth)))
+        self.decoder = nn.Sequential(*(CrateDecoderBlock(width, heads) for _ in self.encoder.blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, self.patch_values)
         for module in (*self.decoder.modules(), self.head):
