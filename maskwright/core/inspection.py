@@ -11,6 +11,11 @@ from maskwright.core.component import Component
 from maskwright.core.errors import DataError, PluginError
 from maskwright.core.host import get_host
 from maskwright.core.loader import Loader
+from maskwright.core.sample import BadFile
+from maskwright.core.statistics import spread
+
+READ = 1000
+"""Samples that are read to find broken ones."""
 
 
 def inspect_data(path: str | Path, loader: str = "auto") -> list[dict[str, Any]]:
@@ -18,7 +23,8 @@ def inspect_data(path: str | Path, loader: str = "auto") -> list[dict[str, Any]]
 
     A loader may have a classmethod `inspect(path) -> list[dict]` with rows of its own: values are text, numbers, or a
     list of dicts for a table inside the row (statistics of each band); a row with `problem` is a file that cannot be
-    used. A loader without it is opened, and its tensors and bad files are the rows.
+    used. A loader without it is opened, and its tensors and bad files are the rows, those among them that are found by
+    reading up to `READ` samples, evenly spread.
 
     Raises:
         DataError: nothing is there, or no loader understands it. ConfigError: there is no such loader.
@@ -50,9 +56,21 @@ def _rows(component: Component, path: Path) -> list[dict[str, Any]]:
     return _opened(open_loader(path, component.name)[1])
 
 
+def _unreadable(loader: Loader) -> list[BadFile]:
+    """What turns out to be broken only when it is read."""
+    found = []
+    for index in spread(len(loader), READ):
+        try:
+            loader.read(index)
+        except DataError as error:
+            found.append(BadFile(error.path, str(error).removeprefix(f"{error.path}: ")))
+    return found
+
+
 def _opened(loader: Loader) -> list[dict[str, Any]]:
     """Rows of a loader that has no `inspect`: one for each tensor, then one for each bad file."""
-    statistics = loader.statistics() if len(loader) else {}
+    unreadable = _unreadable(loader)
+    statistics = loader.statistics() if len(unreadable) < len(loader) else {}
     rows: list[dict[str, Any]] = []
     for name, spec in loader.spec.items():
         row: dict[str, Any] = {"tensor": name, "samples": len(loader), "dimensions": spec.dims, "unit": spec.unit}
@@ -65,4 +83,4 @@ def _opened(loader: Loader) -> list[dict[str, Any]]:
                 dict(zip(("channel", "mean", "std", "minimum", "maximum"), values, strict=True)) for values in columns
             ]
         rows.append(row)
-    return rows + [{"file": bad.path, "problem": bad.reason} for bad in loader.bad_files]
+    return rows + [{"file": one.path, "problem": one.reason} for one in [*loader.bad_files, *unreadable]]
