@@ -80,7 +80,14 @@ class Loader(ABC):
 
     @abstractmethod
     def picture(self, name: str, tensor: Tensor) -> np.ndarray:
-        """Draw one tensor (C, ...) in physical units as its domain would: RGB image (H, W, 3) uint8."""
+        """Draw one tensor (C, ...) in physical units as its domain would: RGB image (H, W, 3) uint8.
+
+        Rows and columns keep the order of the tensor, as masks are laid over them.
+        """
+
+    def upright(self, picture: np.ndarray) -> np.ndarray:
+        """Turn a finished picture (H, W, 3) as people of this domain look at it, where that is not the tensor's order."""
+        return picture
 
     def label(self, index: int) -> Any:
         """Label of sample `index` as the files give it, None where there is none. Override it where that needs no reading."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maskwright.core.loader import Loader
 from maskwright.core.sample import Sample, TensorSpec
@@ -137,6 +138,22 @@ def _check_pictures(loader: Loader, name: str) -> None:
         shape, dtype = getattr(picture, "shape", None), getattr(picture, "dtype", type(picture))
         fits = shape is not None and len(shape) == 3 and shape[2] == 3 and min(shape) > 0 and dtype == np.uint8
         require(fits, f'{name}.picture("{key}", ...) is {shape} of {dtype}; an RGB image (H, W, 3) of uint8 is wanted.')
+        _check_places(loader, key, tensor, name)
+
+
+def _check_places(loader: Loader, key: str, tensor: Tensor, name: str) -> None:
+    """A bright quarter of an image or volume is the bright quarter of its picture: masks are laid over it."""
+    low, high = tensor.float().amin(), tensor.float().amax()
+    if loader.spec[key].dims not in ("C H W", "C D H W") or low == high or min(tensor.shape[-2:]) < 2:
+        return
+    height, width = (size // 2 for size in tensor.shape[-2:])
+    marked = torch.full_like(tensor.float(), low.item())
+    marked[..., :height, :width] = high
+    grey = loader.picture(key, marked).mean(2)
+    require(grey.shape == tensor.shape[-2:], f'{name}.picture("{key}", ...) has other rows or columns than the tensor.')
+    quarter, rest = grey[:height, :width], np.concatenate([grey[height:].ravel(), grey[:height, width:].ravel()])
+    fits = quarter.mean() > rest.mean()
+    require(fits, f'{name}.picture("{key}", ...) moves rows or columns; turn a finished picture in `upright` instead.')
 
 
 def _check_refusals(loader: Loader, name: str) -> None:

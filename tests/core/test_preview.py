@@ -34,6 +34,9 @@ class Images:
     def picture(self, name, tensor):
         return np.repeat((tensor[0] * 250).byte().numpy()[..., None], 3, axis=2)
 
+    def upright(self, picture):
+        return picture
+
 
 @pytest.fixture
 def drawn(monkeypatch):

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -93,8 +94,9 @@ class _Windowed(_Twin):
         module = cast(Any, self)
         return getattr(module, "groups", 1) > 1 and module.groups == module.in_channels
 
+    @abstractmethod
     def compute(self, windows: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the layer makes of windows (B * V, C, *window), which bring their padding with them."""
 
 
 class _Convolution(_Windowed):

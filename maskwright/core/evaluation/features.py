@@ -96,6 +96,9 @@ class JoinedLoader(Loader):
     def picture(self, name: str, tensor: Tensor) -> np.ndarray:
         return self.parts[0].picture(name, tensor)
 
+    def upright(self, picture: np.ndarray) -> np.ndarray:
+        return self.parts[0].upright(picture)
+
     def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         return self.parts[0].simple_features(sample, cells)
 

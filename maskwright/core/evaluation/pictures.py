@@ -135,7 +135,8 @@ def draw_panel(panel: Panel, name: str, loader: Loader) -> list[list[np.ndarray]
         width = original.shape[-1]
         both = loader.picture(name, torch.cat([original, filled], dim=-1).cpu())
         before, after = both[:, :width], both[:, width:]
-        rows.append([before, _blank_hidden(before, hidden.cpu().numpy()), after])
+        masked = _blank_hidden(before, hidden.cpu().numpy())
+        rows.append([loader.upright(each) for each in (before, masked, after)])
     return rows
 
 
@@ -222,7 +223,7 @@ def mask_preview(
     ]
     return _save(
         _grid_figure(
-            [[pictures[number] for number in kept] for pictures in rows],
+            [[loader.upright(pictures[number]) for number in kept] for pictures in rows],
             [titles[number] for number in kept],
             [sample.meta.group[:24] for sample in samples],
             per_band=PER_BAND,

@@ -36,6 +36,9 @@ class Stripes:
         scaled = (tensor[0] / 40 * 255).clamp(0, 255).byte().numpy()
         return np.stack([scaled] * 3, axis=-1)
 
+    def upright(self, picture):
+        return picture
+
 
 def test_read_some_leaves_out_broken_samples():
     assert [sample.meta.group for sample in read_some(Stripes(), 4)] == ["scene 0", "scene 2", "scene 3"]

@@ -56,6 +56,20 @@ def test_a_decayed_tensor_moves_by_its_own_length_and_others_as_in_adam():
     assert torch.allclose(zero, torch.full((1, 2), -0.1), atol=1e-4)
 
 
+def test_a_closure_may_take_gradients():
+    """As torch's own optimisers let it."""
+    weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    optimizer = Lamb([{"params": [weight]}], lr=0.1)
+
+    def closure():
+        loss = weight.sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 7
+    assert torch.allclose(weight, torch.tensor([[3.0, 4.0]]) - 0.5 / 2**0.5, atol=1e-4)
+
+
 def test_a_checkpoint_holds_all_of_its_state():
     whole = network()
     train(whole, Lamb(parameter_groups(whole, 0.3)), 6)
