@@ -6,16 +6,18 @@
 
 `encoder` is the network, forward and backward; `step` also fills the maps, decodes, and takes the loss. `dense` is the
 network that hides nothing, for scale. Before anything is timed, both sides must give the same maps for the same mask.
+Memory is what one pass adds to the peak of a process of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import environment, interleave, parser, report
+from benchmarks.common import environment, in_fresh_process, interleave, parser, peak_memory, report
 from benchmarks.spark_masked import MaskedNetwork
 from maskwright.core.encoder.cells import Cells
 from maskwright.core.encoder.outside_models import ModelText, build_timm
@@ -25,6 +27,7 @@ from maskwright.core.objective import masked_reconstruction
 from maskwright.medical.methods.spark import SparK
 
 SIDES = ("visible cells", "zeroed", "dense")
+PARTS = ("encoder", "step")
 
 
 class Bench:
@@ -40,7 +43,7 @@ class Bench:
         stride = self.method.encoder.stride
         self.grid = Grid((size // stride,) * 2)
         self.images = torch.randn(batch, 3, size, size, device=device)
-        self.tokens = self.method.encoder.tokenize(_Batch(self.images))
+        self.tokens = self.method.encoder.tokenize({"image": self.images})
         self.mask = self.method.mask(self.grid, sample_keys(torch.Generator().manual_seed(seed), batch, device))
 
     def maps(self, side: str) -> tuple[list[Tensor], Cells]:
@@ -77,26 +80,33 @@ class Bench:
         return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-class _Batch(dict):
-    """A batch of one tensor, whatever its name."""
+def added_memory(backbone: str, part: str, side: str, options: argparse.Namespace) -> float:
+    """MiB that one pass adds to the highest memory of this process."""
+    bench = Bench(backbone, options.batch, options.size, options.device, options.seed)
+    before = peak_memory(options.device)
+    getattr(bench, part)(side)
+    return peak_memory(options.device) - before
 
-    def __init__(self, images: Tensor) -> None:
-        super().__init__(image=images)
 
-
-def measure(backbone: str, options: object) -> list[dict[str, object]]:
+def measure(backbone: str, options: argparse.Namespace) -> list[dict[str, object]]:
     """Rows of the table for one network."""
     bench = Bench(backbone, options.batch, options.size, options.device, options.seed)
     far = bench.difference()
     if far > 1e-3:
         raise SystemExit(f"{backbone}: the two sides give different maps ({far:.1e}).")
     rows = []
-    for part in ("encoder", "step"):
+    same = [
+        f"--{name}={value}"
+        for name, value in vars(options).items()
+        if name in ("batch", "size", "device", "seed", "threads")
+    ]
+    for part in PARTS:
         run: Callable[[str], float] = getattr(bench, part)
         times = interleave(
             {side: (lambda side=side, run=run: run(side)) for side in SIDES}, options.rounds, 1, options.device
         )
-        for side in SIDES:
+        for number, side in enumerate(SIDES):
+            memory = ["--memory-of", part, str(number), "--backbone", backbone, *same]
             rows.append(
                 {
                     "network": backbone,
@@ -104,6 +114,7 @@ def measure(backbone: str, options: object) -> list[dict[str, object]]:
                     "side": side,
                     "s": times[side].median,
                     "times zeroed": 1 / times[side].over(times["zeroed"]),
+                    "added MiB": in_fresh_process("benchmarks.spark_step", memory),
                     "maps differ by": far if side == "visible cells" else "",
                 }
             )
@@ -115,9 +126,14 @@ def main() -> None:
     options.add_argument("--backbone", nargs="+", default=["resnet50", "convnext_small"])
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--size", type=int, default=224)
+    options.add_argument("--memory-of", nargs=2, metavar=("PART", "SIDE"), help="print memory of one pass and stop")
     options.set_defaults(threads=1)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
+    if chosen.memory_of:
+        part, number = chosen.memory_of
+        print(added_memory(chosen.backbone[0], part, SIDES[int(number)], chosen))
+        return
     rows = [row for backbone in chosen.backbone for row in measure(backbone, chosen)]
     title = f"SparK at {chosen.size} pixels, 60 % hidden, batch {chosen.batch}, forward and backward, fp32"
     report(title, rows, environment(chosen.seed, chosen.device, ("timm",)), chosen.json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -123,19 +124,7 @@ class PatchMethod(Method):
         Raises:
             ConfigError: there is none, or several.
         """
-        usable = {name: spec for name, spec in given.items() if spec.dims in AXES}
-        shown = ", ".join(f"{name} ({spec.dims})" for name, spec in given.items())
-        if not usable:
-            raise ConfigError(
-                f"{cls.__name__} reads an input of dimensions {' or '.join(AXES)}, but the data hold {shown}."
-            )
-        if len(usable) > 1:
-            raise ConfigError(
-                f"{cls.__name__} reads one input, but the data hold {shown}. Set method.input_name={next(iter(usable))}."
-            )
-        ((name, spec),) = usable.items()
-        count = {"in_chans": spec.channel_count} if spec.channel_count else {}
-        found = {"input_name": name, "dims": spec.dims, **count}
+        found = one_input(cls.__name__, given, AXES)
         return {option: value for option, value in found.items() if takes(cls, option)}
 
     @property
@@ -160,16 +149,48 @@ class PatchMethod(Method):
         tokens = self.encoder.tokenize(batch)
         mask = self.mask(tokens, keys)
         patches = torch.where(mask.hidden[..., None], self.predict(tokens, mask).float(), tokens.values)
-        return self.panel(
-            batch, tokens, patches, patch_mask_to_pixels(mask.hidden, tokens.grid, self.encoder.patch_size)
+        return panel(
+            self.encoder,
+            batch,
+            tokens,
+            patches,
+            patch_mask_to_pixels(mask.hidden, tokens.grid, self.encoder.patch_size),
         )
 
-    def panel(self, batch: Batch, tokens: Tokens, patches: Tensor, hidden: Tensor) -> dict[str, Panel]:
-        """A picture of patches (B, N, P) in network units. `hidden` (B, *size) bool says which pixels were not seen."""
-        name, encoder = self.encoder.input_name, self.encoder
-        filled = unpatchify(patches, tokens.grid, encoder.patch_size, encoder.in_chans)
-        restored = encoder.normalizers[name].invert(filled)  # type: ignore[operator]
-        return {name: Panel(original=batch[name], hidden=hidden, reconstruction=restored)}
+
+def one_input(reader: str, given: InputSpec, dims: Collection[str]) -> dict[str, Any]:
+    """Options `input_name`, `dims` and `in_chans` (where the data have a number of channels) of the one suitable input.
+
+    Args:
+        reader: who reads it, for messages.
+        dims: dimensions that suit, such as "C H W".
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    usable = {name: spec for name, spec in given.items() if spec.dims in dims}
+    shown = ", ".join(f"{name} ({spec.dims})" for name, spec in given.items())
+    if not usable:
+        raise ConfigError(f"{reader} reads an input of dimensions {' or '.join(dims)}, but the data hold {shown}.")
+    if len(usable) > 1:
+        raise ConfigError(
+            f"{reader} reads one input, but the data hold {shown}. Set method.input_name={next(iter(usable))}."
+        )
+    ((name, spec),) = usable.items()
+    count = {"in_chans": spec.channel_count} if spec.channel_count else {}
+    return {"input_name": name, "dims": spec.dims, **count}
+
+
+def panel(encoder: Any, batch: Batch, tokens: Tokens, patches: Tensor, hidden: Tensor) -> dict[str, Panel]:
+    """A picture of patches (B, N, P) in network units of an encoder with one input that is cut into patches.
+
+    Args:
+        hidden: (B, *size) bool, which pixels were not seen.
+    """
+    name = encoder.input_name
+    filled = unpatchify(patches, tokens.grid, encoder.patch_size, encoder.in_chans)
+    restored = encoder.normalizers[name].invert(filled)
+    return {name: Panel(original=batch[name], hidden=hidden, reconstruction=restored)}
 
 
 def unstandardise(values: Tensor, tokens: Tokens, mask: Mask) -> Tensor:

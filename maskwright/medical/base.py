@@ -7,10 +7,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
 from scipy import ndimage
 from torch import Tensor
 
@@ -20,9 +19,10 @@ from maskwright.core.sample import Meta, Sample, TensorSpec
 from maskwright.core.statistics import Running, spread
 from maskwright.medical import windows
 from maskwright.medical.dicom import SUFFIXES as DICOM_SUFFIXES
-from maskwright.medical.find import find_volumes
+from maskwright.medical.find import find_volumes, holds_volumes
+from maskwright.medical.inspection import inspect_volumes
+from maskwright.medical.nifti import GROUP_PATTERN, MAX_VOXELS, NiftiVolume
 from maskwright.medical.nifti import SUFFIXES as NIFTI_SUFFIXES
-from maskwright.medical.nifti import NiftiVolume
 from maskwright.medical.volume import Box, View, Volume, set_aside
 
 ORIENTATIONS = [x + y + z for x in "RL" for y in "AP" for z in "SI"]
@@ -30,6 +30,7 @@ MAX_SAMPLES = 64
 """Samples that statistics are taken from, spread evenly over all."""
 LARGEST_CODE = 2**24
 """Label codes up to here are exact in float32."""
+Window = str | tuple[float, float] | None
 
 
 def check_orientation(orientation: str) -> None:
@@ -41,57 +42,91 @@ def check_orientation(orientation: str) -> None:
 
 
 class MedicalLoader(Loader):
-    """Views of all volumes of a folder. A subclass says which part of which view a sample is."""
+    """Views of all volumes of a folder. A subclass says which part of which view a sample is.
+
+    Args:
+        path: a file or folder.
+        spacing: millimetres along x, y and z of a view; None leaves an axis as it is.
+        orientation: where x, y and z lead: RAS by default, so that all volumes lie alike; stored keeps each as it is.
+        window: lung, brain, bone, soft-tissue, or [centre, width] in HU; values beyond it become its ends.
+        volume: which volume of a 4-D file, counted from 0; all makes them channels.
+        group_pattern: regular expression that finds the patient in a NIfTI file's path; its first group, if it has any.
+        salt_file: file with the secret key of the hashes of patients; left out, one in the user's cache folder.
+        cache: gigabytes that inflated copies of .nii.gz may take in the user's cache folder; 0 keeps none.
+        max_voxels: larger volumes are set aside before anything is allocated.
+
+    Raises:
+        ConfigError: an option out of its range. DataError: there is no volume that can be used.
+    """
 
     suffixes = (*NIFTI_SUFFIXES, *DICOM_SUFFIXES)
     input_name: str
     dims: str
+    single: bool
+    """Whether a DICOM picture without neighbours is a volume of one slice."""
 
-    def _open(
+    def __init__(
         self,
         path: str | Path,
-        single: bool,
-        spacing: Sequence[float | None],
-        orientation: str,
-        window: Any,
-        volume: Any,
-        **finding: Any,
-    ) -> list[View]:
-        """Find volumes, and set aside those that do not suit the options; sets everything but `spec`."""
+        spacing: Sequence[float | None] = (None, None, None),
+        orientation: str = "RAS",
+        window: Window = None,
+        volume: int | Literal["all"] | None = None,
+        group_pattern: str = GROUP_PATTERN,
+        salt_file: str = "",
+        cache: float = 20.0,
+        max_voxels: int = MAX_VOXELS,
+    ) -> None:
         check_orientation(orientation)
         if any(value is not None and not (math.isfinite(value) and value > 0) for value in spacing):
             raise ConfigError(f"data.spacing={list(spacing)}: millimetres above 0 are needed.")
-        if finding["max_voxels"] < 1 or finding["cache"] < 0:
+        if max_voxels < 1 or cache < 0:
             raise ConfigError("data.max_voxels must be at least 1, and data.cache 0 or more.")
         self.path, self.limits = Path(path), windows.window_range(window)
         self._named_window, self._volume = isinstance(window, str), volume
-        found = find_volumes(path, single, **finding)
+        found = find_volumes(path, self.single, group_pattern, salt_file, max_voxels, cache)
         self.bad_files = found.bad
-        views, self._labels, channels = [], [], 0
+        self.views: list[View] = []
+        self._labels: list[str | None] = []
+        self.channels = 0
         for one, label in zip(found.volumes, found.labels, strict=True):
             try:
                 frames = self._frames(one)
                 self._suits(one)
                 view = View.of(one, orientation, spacing)
-                if math.prod(view.shape) > finding["max_voxels"]:
+                if math.prod(view.shape) > max_voxels:
                     raise DataError(
-                        one.files[0], f"has {view.shape} voxels at this spacing", "fewer", "Raise data.spacing"
+                        one.files[0],
+                        f"has {' x '.join(map(str, view.shape))} voxels at this spacing",
+                        f"at most {max_voxels}",
+                        "Raise data.spacing or data.max_voxels",
                     )
-                if channels and len(frames) != channels:
-                    raise DataError(one.files[0], f"has {len(frames)} volumes", f"{channels}, as the first file has")
+                if self.channels and len(frames) != self.channels:
+                    raise DataError(
+                        one.files[0],
+                        f"has {len(frames)} volumes",
+                        f"{self.channels}, as the first file has",
+                        "Choose one of each with data.volume=0",
+                    )
             except DataError as error:
                 self.bad_files.append(set_aside(error))
                 continue
-            channels = len(frames)
-            views.append(view)
+            self.channels = len(frames)
+            self.views.append(view)
             self._labels.append(label)
-        self.views = views
-        self.channels = channels
-        if not views:
+        if not self.views:
             reason = self.bad_files[0].reason if self.bad_files else "no NIfTI file and no DICOM series is in it"
             found_none = "" if self.path.is_file() else "holds no usable volume: "
             raise DataError(path, f"{found_none}{reason.rstrip('.')}")
-        return views
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        return holds_volumes(path, cls.single)
+
+    @classmethod
+    def inspect(cls, path: str | Path) -> list[dict[str, Any]]:
+        """A row a volume or picture: file, shape, spacing, orientation; or the reason why it cannot be used."""
+        return inspect_volumes(path)
 
     def _frames(self, volume: Volume) -> list[int]:
         """Which volumes of a 4-D file become channels.
@@ -115,12 +150,12 @@ class MedicalLoader(Loader):
         return [self._volume]
 
     def _suits(self, volume: Volume) -> None:
-        """A window by name is in HU, which no modality but CT has."""
-        if self._named_window and volume.modality not in ("", "CT"):
+        """A window by name is in HU, which no modality but CT has; NIfTI files do not say what they are."""
+        if self._named_window and volume.modality and volume.unit != "HU":
             raise DataError(
                 volume.files[0],
-                f"is of modality {volume.modality}, whose numbers are no HU",
-                "a CT for a window by name",
+                f"is of modality {volume.modality}, and its numbers are no HU",
+                "a CT in HU for a window by name",
                 "Give data.window=[centre, width] in the file's own numbers, or leave it out",
             )
 
@@ -217,7 +252,7 @@ class MedicalLoader(Loader):
     def _label_file(self, path: Path, sample: Sample) -> Path:
         if path.is_file():
             return path
-        name = self._place(sample.meta.index)[0].volume.name if sample.meta.index >= 0 else sample.meta.group
+        name = self._place(sample.meta.index)[0].volume.name
         for stem in dict.fromkeys((name, Path(name).name)):
             for suffix in (".nii.gz", ".nii", ".hdr"):
                 if (file := path / f"{stem}{suffix}").is_file():
@@ -227,19 +262,16 @@ class MedicalLoader(Loader):
     # pictures ------------------------------------------------------------------------------------------------------
 
     def picture(self, name: str, tensor: Tensor) -> np.ndarray:
-        """In grey, from darkest to brightest, or over the window; of a volume the middle slice, of channels the middle one.
-
-        Front or head are above and the patient's right is on the left, as radiologists see it.
-        """
+        """In grey, from darkest to brightest, or over the window; of a volume the middle slice, of channels the middle one."""
         x = tensor.detach().float().cpu()
         x = x[len(x) // 2]
         x = x[len(x) // 2] if x.ndim == 3 else x
         low, high = self.limits or (float(x.min()), float(x.max()))
-        rows, columns = self._picture_axes()
-        codes = aff2axcodes(self.views[0].affine_at())
-        turn = tuple(slice(None, None, -1) if codes[axis] in "RAS" else slice(None) for axis in (rows, columns))
-        grey = windows.to_bytes(x.numpy(), (low, high))[turn]
-        return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=2))
+        return np.repeat(windows.to_bytes(x.numpy(), (low, high))[..., None], 3, axis=2)
+
+    def upright(self, picture: np.ndarray) -> np.ndarray:
+        """As radiologists look at it, see `View.upright`."""
+        return self.views[0].upright(picture, *self._picture_axes())
 
     def _picture_axes(self) -> tuple[int, int]:
         """Axes of the view (0 is x) that rows and columns of a picture count along."""

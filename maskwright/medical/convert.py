@@ -6,7 +6,6 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
 from PIL import Image
 
 from maskwright.core.errors import ConfigError, DataError
@@ -91,8 +90,8 @@ def write_window(
         raise ConfigError("Say which window: --preset lung, brain, bone or soft-tissue, or --centre and --width.")
     found = one_volume(file)
     check_frame(found, volume)
-    if preset and found.modality not in ("", "CT"):
-        raise ConfigError(f"{file} is of modality {found.modality}, not in HU: give --centre and --width.")
+    if preset and found.modality and found.unit != "HU":
+        raise ConfigError(f"{file} is of modality {found.modality} and not in HU: give --centre and --width.")
     if out.suffix.lower() == ".png":
         view = View.of(found, "RAS")
         write_png(out, picture_of(view, "axial", view.shape[2] // 2, volume, limits, 8))
@@ -107,15 +106,13 @@ def check_frame(found: Volume, volume: int) -> None:
 
 
 def picture_of(view: View, axis: str, at: int, frame: int, limits: Range, bits: int) -> np.ndarray:
-    """A slice as radiologists see it: front or head above, the patient's right on the left; (rows, columns) integers."""
+    """A slice, upright: (rows, columns) integers of 8 or 16 bits."""
     along = AXES[axis]
     box = [slice(0, length) for length in view.shape]
     box[along] = slice(at, at + 1)
     image = view.read(tuple(box), [frame])[0].take(0, axis=2 - along)  # type: ignore[arg-type]
     columns, rows = [other for other in range(3) if other != along]
-    codes = aff2axcodes(view.affine_at())
-    turn = tuple(slice(None, None, -1) if codes[one] in "RAS" else slice(None) for one in (rows, columns))
-    return np.ascontiguousarray(to_bytes(image, limits, bits)[turn])
+    return view.upright(to_bytes(image, limits, bits), rows, columns)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

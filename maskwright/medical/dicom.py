@@ -33,7 +33,7 @@ MODALITIES = ("CT", "MR", "PT", "NM", "US", "DX", "CR", "MG", "XA", "RF", "SEG",
 """Values of these fields that are passed on (PS3.3, C.7.3.1.1.1 and C.7.6.3.1.2); a header may hold anything instead."""
 WANTED = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "ImageType",
-    "AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "InstanceNumber", "Rows", "Columns",
+    "AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "Rows", "Columns",
     "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation",
     "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness", "SpacingBetweenSlices",
@@ -166,7 +166,10 @@ def _picture(path: Path, header: Dataset, read: int, salt: bytes, max_pixels: in
             "Save it as PNG and use the loader images",
         )  # fmt: skip
     if rows * columns * number > max_pixels:
-        raise DataError(path, f"announces {number} x {rows} x {columns} pixels", f"at most {max_pixels}")
+        raise DataError(
+            path, f"announces {number} x {rows} x {columns} pixels", f"at most {max_pixels}",
+            "If that is true, raise data.max_voxels",
+        )  # fmt: skip
     allocated, stored = _count(path, header, "BitsAllocated"), _count(path, header, "BitsStored")
     if allocated not in (1, 8, 16, 32) or stored > allocated:
         raise DataError(path, f"announces {stored} of {allocated} bits a pixel", "1, 8, 16 or 32")
@@ -176,6 +179,8 @@ def _picture(path: Path, header: Dataset, read: int, salt: bytes, max_pixels: in
     signed = _count(path, header, "PixelRepresentation", 0) == 1
     modality = str(header.get("Modality", ""))
     modality = modality if modality in MODALITIES else ""
+    # a CT's stored numbers are no HU by themselves
+    scaled = "RescaleIntercept" in header or bool(_macro(header, "PixelValueTransformationSequence"))
     frames = _frames(path, header, number)
     return Picture(
         str(path), frames, rows, columns, _spacing(path, header), _thickness(header),
@@ -185,7 +190,7 @@ def _picture(path: Path, header: Dataset, read: int, salt: bytes, max_pixels: in
         tuple(_hash(salt, header.get(key, "")) for key in ("AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime")),
         modality, _padding(header, allocated, signed), stored, signed,
         "LOCALIZER" in (header.get("ImageType") or []),
-        colours == "MONOCHROME1" and modality != "CT", "HU" if modality == "CT" else "as stored",
+        colours == "MONOCHROME1" and modality != "CT", "HU" if modality == "CT" and scaled else "as stored",
     )  # fmt: skip
 
 
@@ -244,8 +249,8 @@ def _check_stored(path: Path, header: Dataset, read: int, size: int) -> None:
 
 def _spacing(path: Path, header: Dataset) -> tuple[float, float]:
     """Millimetres between rows and columns; 1 where a picture says nothing, as screenshots do."""
-    shared = _measures(header)
-    found = shared.get("PixelSpacing") or header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    measures = _macro(header, "PixelMeasuresSequence")
+    found = measures.get("PixelSpacing") or header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
     if not found:
         return 1.0, 1.0
     spacing = _numbers(found, 2)
@@ -255,26 +260,21 @@ def _spacing(path: Path, header: Dataset) -> tuple[float, float]:
 
 
 def _thickness(header: Dataset) -> float | None:
-    shared = _measures(header)
     for key in ("SpacingBetweenSlices", "SliceThickness"):
-        for place in (shared, header):
+        for place in (_macro(header, "PixelMeasuresSequence"), header):
             number = _number(place.get(key))
             if number:
                 return abs(number)
     return None
 
 
-def _group(header: Dataset, sequence: str, name: str, number: int = 0) -> Any:
-    """One macro of a multi-frame file's functional groups (PS3.3, C.7.6.16); {} where there is none."""
-    groups = header.get(sequence) or []
-    found = groups[number].get(name) if number < len(groups) else None
-    return found[0] if found else {}
-
-
-def _measures(header: Dataset) -> Any:
-    for sequence in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        if found := _group(header, sequence, "PixelMeasuresSequence"):
-            return found
+def _macro(header: Dataset, name: str, number: int = 0) -> Any:
+    """What a multi-frame file says of one of its frames, or of all (PS3.3, C.7.6.16); {} where it says nothing."""
+    for sequence, at in (("PerFrameFunctionalGroupsSequence", number), ("SharedFunctionalGroupsSequence", 0)):
+        groups = header.get(sequence) or []
+        found = groups[at].get(name) if at < len(groups) else None
+        if found:
+            return found[0]
     return {}
 
 
@@ -305,14 +305,9 @@ def _patient(salt: bytes, header: Dataset, path: Path) -> str:
 def _frames(path: Path, header: Dataset, count: int) -> tuple[Frame, ...]:
     frames = []
     for number in range(count):
-
-        def macro(name: str, at: int = number) -> Any:
-            own = _group(header, "PerFrameFunctionalGroupsSequence", name, at)
-            return own or _group(header, "SharedFunctionalGroupsSequence", name)
-
-        place = macro("PlanePositionSequence").get("ImagePositionPatient")
-        turn = macro("PlaneOrientationSequence").get("ImageOrientationPatient")
-        scale = macro("PixelValueTransformationSequence") or header
+        place = _macro(header, "PlanePositionSequence", number).get("ImagePositionPatient")
+        turn = _macro(header, "PlaneOrientationSequence", number).get("ImageOrientationPatient")
+        scale = _macro(header, "PixelValueTransformationSequence", number) or header
         if count == 1:
             place, turn = place or header.get("ImagePositionPatient"), turn or header.get("ImageOrientationPatient")
         position, directions = _numbers(place, 3), _numbers(turn, 6)

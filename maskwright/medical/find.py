@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +13,6 @@ from pathlib import Path
 
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.sample import BadFile
-from maskwright.core.trainer.files import atomic
 from maskwright.medical.cache import private_folder
 from maskwright.medical.dicom import Picture, is_dicom, read_picture
 from maskwright.medical.nifti import MAX_VOXELS, NiftiVolume, bare_name, is_nifti, patient_of
@@ -145,10 +146,13 @@ def read_salt(file: str) -> bytes:
             raise ConfigError(f"data.salt_file={file} is empty: it must hold a secret, such as 32 random characters.")
         return salt
     place = private_folder("medical") / "salt"
-    if not place.is_file() or not place.read_bytes():
-        with atomic(place) as temporary:
-            temporary.write_bytes(secrets.token_hex(32).encode())
-        place.chmod(0o600)
+    if not place.is_file():
+        with tempfile.NamedTemporaryFile(dir=place.parent) as own:  # readable by its owner alone
+            own.write(secrets.token_hex(32).encode())
+            own.flush()
+            os.fsync(own.fileno())
+            with contextlib.suppress(FileExistsError):  # of processes that start together, all take the first one's key
+                os.link(own.name, place)
     return place.read_bytes()[:64]
 
 

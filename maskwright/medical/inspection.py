@@ -9,7 +9,7 @@ from nibabel.orientations import aff2axcodes
 
 from maskwright.core.errors import DataError
 from maskwright.medical.find import find_volumes
-from maskwright.medical.loaders import GROUP_PATTERN
+from maskwright.medical.nifti import GROUP_PATTERN
 from maskwright.medical.volume import Volume, set_aside
 
 

@@ -14,18 +14,13 @@ from maskwright.core.errors import ConfigError
 from maskwright.core.sample import Sample
 from maskwright.core.statistics import spread
 from maskwright.medical.base import MedicalLoader
-from maskwright.medical.find import holds_volumes
-from maskwright.medical.nifti import MAX_VOXELS
 from maskwright.medical.volume import View
 
 if TYPE_CHECKING:
     from maskwright.medical.scenes import VolumeScene
 
-GROUP_PATTERN = r"sub-[A-Za-z0-9]+"
-"""Patients of a BIDS data set."""
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Axis of a view that slices of each kind follow one another along."""
-Window = str | tuple[float, float] | None
 
 
 class VolumeLoader(MedicalLoader):
@@ -46,48 +41,21 @@ class VolumeLoader(MedicalLoader):
             beyond the volume gets the lowest value in the crop. Left out, whole volumes are read.
         spacing: millimetres between voxels, one number or [x, y, z]; the volume is resampled (scipy.ndimage, linear,
             filtered first along axes that get coarser). Left out, voxels stay as they are.
-        orientation: where x, y and z lead: RAS by default, so that all volumes lie alike; stored keeps each as it is.
-        window: lung, brain, bone, soft-tissue, or [centre, width] in HU; values beyond it become its ends.
-        volume: which volume of a 4-D file, counted from 0; all makes them channels.
-        group_pattern: regular expression that finds the patient in a NIfTI file's path; its first group, if it has any.
-        salt_file: file with the secret key of the hashes of patients; left out, one in the user's cache folder.
-        cache: gigabytes that inflated copies of .nii.gz may take in the user's cache folder; 0 keeps none.
-        max_voxels: larger volumes are set aside before anything is allocated.
+        reading: further options, see `MedicalLoader`.
     """
 
-    input_name, dims = "volume", "C D H W"
+    input_name, dims, single = "volume", "C D H W", False
 
     def __init__(
         self,
         path: str | Path,
         size: int | tuple[int, int, int] | None = None,
         spacing: float | tuple[float, float, float] | None = None,
-        orientation: str = "RAS",
-        window: Window = None,
-        volume: int | Literal["all"] | None = None,
-        group_pattern: str = GROUP_PATTERN,
-        salt_file: str = "",
-        cache: float = 20.0,
-        max_voxels: int = MAX_VOXELS,
+        **reading: Any,
     ) -> None:
         self.size = _sizes(size, 3)
-        wanted = spacing if isinstance(spacing, (tuple, list)) else (spacing,) * 3
-        self._open(
-            path, False, wanted, orientation, window, volume,
-            group_pattern=group_pattern, salt_file=salt_file, cache=cache, max_voxels=max_voxels,
-        )  # fmt: skip
+        super().__init__(path, spacing if isinstance(spacing, (tuple, list)) else (spacing,) * 3, **reading)
         self._spec(self.channels)
-
-    @classmethod
-    def accepts(cls, path: Path) -> bool:
-        return holds_volumes(path, single=False)
-
-    @classmethod
-    def inspect(cls, path: str | Path) -> list[dict[str, Any]]:
-        """A row a volume: file, shape, spacing, orientation; or the reason why a file cannot be used."""
-        from maskwright.medical.inspection import inspect_volumes
-
-        return inspect_volumes(path)
 
     def __len__(self) -> int:
         return len(self.views)
@@ -116,7 +84,7 @@ class VolumeLoader(MedicalLoader):
         """Every volume as a whole, read in windows (D, H, W); maps of it are written on the source's own grid."""
         from maskwright.medical.scenes import VolumeScene
 
-        return [VolumeScene(self, view) for view in self.views]
+        return [VolumeScene(self, number) for number in range(len(self))]
 
 
 class SliceLoader(MedicalLoader):
@@ -135,16 +103,10 @@ class SliceLoader(MedicalLoader):
         size: pixels of a crop, one number or [H, W]: at random with a generator, else from the middle. What reaches
             beyond the slice gets the lowest value in the crop. Left out, whole slices are read.
         spacing: millimetres between pixels within a slice, one number or [along W, along H]; resampled as in `volumes`.
-        orientation: where x, y and z lead: RAS by default, so that all slices lie alike; stored keeps each as it is.
-        window: lung, brain, bone, soft-tissue, or [centre, width] in HU; values beyond it become its ends.
-        volume: which volume of a 4-D file, counted from 0; all makes them channels.
-        group_pattern: regular expression that finds the patient in a NIfTI file's path; its first group, if it has any.
-        salt_file: file with the secret key of the hashes of patients; left out, one in the user's cache folder.
-        cache: gigabytes that inflated copies of .nii.gz may take in the user's cache folder; 0 keeps none.
-        max_voxels: larger volumes are set aside before anything is allocated.
+        reading: further options, see `MedicalLoader`.
     """
 
-    input_name, dims = "image", "C H W"
+    input_name, dims, single = "image", "C H W", True
 
     def __init__(
         self,
@@ -154,13 +116,7 @@ class SliceLoader(MedicalLoader):
         context: int = 0,
         size: int | tuple[int, int] | None = None,
         spacing: float | tuple[float, float] | None = None,
-        orientation: str = "RAS",
-        window: Window = None,
-        volume: int | Literal["all"] | None = None,
-        group_pattern: str = GROUP_PATTERN,
-        salt_file: str = "",
-        cache: float = 20.0,
-        max_voxels: int = MAX_VOXELS,
+        **reading: Any,
     ) -> None:
         if context < 0 or (slices is not None and slices < 1):
             raise ConfigError(f"data.context={context}, data.slices={slices}: 0 or more, and 1 or more, are needed.")
@@ -169,26 +125,12 @@ class SliceLoader(MedicalLoader):
         within = spacing if isinstance(spacing, (tuple, list)) else (spacing, spacing)
         wanted: list[float | None] = [None, None, None]
         wanted[self.columns], wanted[self.rows] = within
-        self._open(
-            path, True, wanted, orientation, window, volume,
-            group_pattern=group_pattern, salt_file=salt_file, cache=cache, max_voxels=max_voxels,
-        )  # fmt: skip
+        super().__init__(path, wanted, **reading)
         depths = [view.shape[self.axis] for view in self.views]
         self.chosen = [spread(depth, depth if slices is None else slices) for depth in depths]
         self.ends = list(accumulate(map(len, self.chosen)))
         names = tuple(f"slice {at:+d}" if at else "slice" for at in range(-context, context + 1))
         self._spec(self.channels * len(names), names if self.channels == 1 and context else None)
-
-    @classmethod
-    def accepts(cls, path: Path) -> bool:
-        return holds_volumes(path, single=True)
-
-    @classmethod
-    def inspect(cls, path: str | Path) -> list[dict[str, Any]]:
-        """A row a volume or picture: file, shape, spacing, orientation; or the reason why it cannot be used."""
-        from maskwright.medical.inspection import inspect_volumes
-
-        return inspect_volumes(path)
 
     def __len__(self) -> int:
         return self.ends[-1]

@@ -23,6 +23,8 @@ from maskwright.medical.volume import Box, Volume, check_affine
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img")
 MAX_VOXELS = 2**30
 """Voxels above which a volume is refused."""
+GROUP_PATTERN = r"sub-[A-Za-z0-9]+"
+"""Patients of a BIDS data set."""
 MAX_RATIO = 1040
 """Bytes that one byte of a gzip stream can stand for, at most."""
 UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}

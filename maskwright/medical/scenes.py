@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 
 
 class VolumeScene(Scene):
-    """One volume of a loader, (D, H, W) as the loader gives it out: turned, resampled, windowed."""
+    """Volume `number` of a loader, (D, H, W) as the loader gives it out: turned, resampled, windowed."""
 
     suffix = ".nii.gz"
 
-    def __init__(self, loader: VolumeLoader, view: View) -> None:
-        self.loader, self.view = loader, view
+    def __init__(self, loader: VolumeLoader, number: int) -> None:
+        view = loader.views[number]
+        self.loader, self.number, self.view = loader, number, view
         self.name, self.sources = view.volume.name, list(view.volume.files)
         self.shape = view.shape[::-1]
 
     def read(self, window: Window) -> Sample:
         start, size = [part.start for part in window], [part.stop - part.start for part in window]
         values = self.loader._read(self.view, start[::-1], size[::-1], fill=False)
-        return Sample({"volume": torch.from_numpy(values)}, self.loader._meta(-1, self.view, start[::-1]))
+        return Sample({"volume": torch.from_numpy(values)}, self.loader._meta(self.number, self.view, start[::-1]))
 
     def writer(self, path: Path, form: MapFormat) -> Any:
         return write_map(path, self.view, form)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 
 from maskwright.core.errors import DataError
@@ -166,6 +166,16 @@ class View:
             to_source[source, axis] = -step if self.flips[axis] else step
             to_source[source, 3] = last - shift if self.flips[axis] else shift
         return self.volume.affine @ to_source
+
+    def upright(self, image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """A picture (H, W) as radiologists see it: front or head above, the patient's right on the left.
+
+        Args:
+            rows, columns: axes of the view (0 is x) that its rows and columns count along.
+        """
+        codes = aff2axcodes(self.affine_at())
+        turn = tuple(slice(None, None, -1) if codes[axis] in "RAS" else slice(None) for axis in (rows, columns))
+        return np.ascontiguousarray(image[turn])
 
     def read(self, box: Box, frames: Sequence[int] = (0,), fill: bool = True) -> np.ndarray:
         """Voxels of a box (x, y, z) as (F, D, H, W) float32: D along z, H along y, W along x.

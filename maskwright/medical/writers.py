@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from maskwright.core.errors import DataError
 from maskwright.core.trainer.files import atomic
@@ -34,23 +35,13 @@ def write_volume(path: str | Path, array: np.ndarray, source: Volume | View) -> 
         DataError: an array of another shape, or a type that NIfTI does not have. DiskFullError: no space.
     """
     path = Path(path)
-    if isinstance(source, View):
-        wanted = source.shape[::-1]
-        bands = array[None] if array.ndim == 3 else array
-        volume, to_grid = source.volume, restored(source)
-    else:
-        wanted, volume = source.shape, source
-        bands = array[None] if array.ndim == 3 else array
-        to_grid = _as_is
+    bands = array[None] if array.ndim == 3 else array
+    volume, wanted = (source.volume, source.shape[::-1]) if isinstance(source, View) else (source, source.shape)
     if bands.ndim != 4 or bands.shape[1:] != wanted:
         raise DataError(path, f"was given an array of shape {array.shape}", f"{wanted}, or with channels in front")
     header = header_for(volume, bands.dtype, len(bands), path)
-    write_bands(path, header, (to_grid(band) for band in bands))
+    write_bands(path, header, map(restored(source), bands) if isinstance(source, View) else iter(bands))
     return path
-
-
-def _as_is(band: np.ndarray) -> np.ndarray:
-    return band
 
 
 def restored(view: View) -> Callable[[np.ndarray], np.ndarray]:
@@ -78,7 +69,7 @@ def header_for(volume: Volume, dtype: np.dtype, bands: int = 1, path: str | Path
     header = nib.Nifti2Header() if max(volume.shape) > 32767 else nib.Nifti1Header()
     try:
         header.set_data_dtype(np.uint8 if dtype.kind == "b" else dtype)
-    except Exception as error:  # nibabel has its own class of errors for that
+    except HeaderDataError as error:
         raise DataError(path, f"cannot hold numbers of type {dtype}", "integers or floats of up to 64 bits") from error
     header.set_data_shape((*volume.shape, bands) if bands > 1 else volume.shape)
     sform = qform = SCANNER

@@ -413,3 +413,10 @@ def test_masks_of_the_core_fit():
     tokens = encoder.tokenize(made_up_batch(encoder.inputs, 2, 32))
     mask = RandomMasking(0.5)(tokens.grid, sample_keys(torch.Generator().manual_seed(0), 2))
     assert encoder(tokens, mask).shape == (2, 8, 12)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+def test_pooling_that_rounds_up_is_refused_where_it_reaches_beyond_a_cell(pool):
+    with pytest.raises(ConfigError, match="rounds the size of its map up"):
+        to_sparse(nn.Sequential(pool(3, stride=2, padding=1, ceil_mode=True)))
+    to_sparse(nn.Sequential(pool(2, stride=2, ceil_mode=True)))  # whole cells have nothing to round

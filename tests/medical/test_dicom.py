@@ -70,6 +70,16 @@ def test_each_slice_has_its_own_slope_and_intercept(tmp_path):
     np.testing.assert_allclose(whole(volume), (fake_ct(SHAPE) + 1024) * slopes + intercepts, rtol=1e-6)
 
 
+def test_a_ct_that_does_not_say_how_to_get_there_is_not_in_hu(tmp_path):
+    for path in fake_series(tmp_path, SHAPE):
+        edit(path, RescaleSlope=None, RescaleIntercept=None)
+    loader = VolumeLoader(tmp_path, orientation="stored")
+    assert loader.spec["volume"].unit == "as stored"
+    assert np.array_equal(loader.read(0)["volume"][0].numpy().T, fake_ct(SHAPE) + 1024)
+    with pytest.raises(DataError, match=r"no HU.*data\.window=\[centre, width\]"):
+        VolumeLoader(tmp_path, window="lung")
+
+
 def test_series_in_one_folder_are_told_apart(tmp_path):
     fake_series(tmp_path, SHAPE)
     for number, path in enumerate(fake_series(tmp_path / "other", SHAPE, seed=1)):
@@ -276,6 +286,7 @@ def test_multi_frame_files(tmp_path):
     (volume,) = find_volumes(tmp_path).volumes
     assert np.array_equal(whole(volume), fake_ct(SHAPE))
     np.testing.assert_allclose(volume.spacing, (2, 2, 2.5))
+    assert volume.unit == "HU"
     part = volume.read((slice(3, 9), slice(0, 5), slice(4, 6)))
     assert np.array_equal(part, fake_ct(SHAPE)[3:9, 0:5, 4:6])
 

@@ -7,7 +7,11 @@ import torch
 
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.evaluation.labels import labels_of
+from maskwright.core.evaluation.pictures import HIDDEN, draw_panel
+from maskwright.core.options import check_options, describe_options
 from maskwright.core.scene import MapFormat
+from maskwright.core.trainer.method import Panel
+from maskwright.medical import find
 from maskwright.medical.fake import fake_ct, fake_nifti, fake_series
 from maskwright.medical.loaders import SliceLoader, VolumeLoader
 from maskwright.testing.loader import check_loader
@@ -138,6 +142,18 @@ def test_options_that_do_not_fit(folder, options):
         VolumeLoader(folder, **options)
 
 
+@pytest.mark.parametrize("kind", [VolumeLoader, SliceLoader])
+def test_recipes_know_the_options_that_both_loaders_share(kind):
+    rows = {name: text for name, _, _, text in describe_options(kind)}
+    assert {"size", "spacing", "orientation", "window", "volume", "group_pattern", "salt_file", "cache"} <= set(rows)
+    assert all(rows.values()), "an option without a description"
+    problems = []
+    checked = check_options("data", kind, {"window": [40, 400], "volume": "all", "spacing": "x", "windw": 1}, problems)
+    assert not checked
+    assert any('data.windw: there is no such option. Did you mean "window"' in problem for problem in problems)
+    assert {problem.split(".")[1].split(":")[0] for problem in problems} == {"windw", "spacing"}
+
+
 def test_max_voxels_bounds_the_resampled_volume_too(folder):
     with pytest.raises(DataError, match=r"spacing.*data\.spacing"):
         VolumeLoader(folder / "healthy", spacing=0.01)
@@ -213,23 +229,44 @@ def test_pictures_are_upright(tmp_path, orientation):
     values[17, 16] = 100  # to the right and the front
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
     loader = SliceLoader(tmp_path, orientation=orientation)
-    picture = loader.picture("image", loader.read(1)["image"])
+    image = loader.read(1)["image"]
+    drawn = loader.picture("image", image)
+    assert np.argwhere(drawn[..., 0] == 255).tolist() == np.argwhere(image[0].numpy() == 100).tolist()
+    picture = loader.upright(drawn)
     assert np.argwhere(picture[..., 0] == 255).tolist() == [[3, 2]]
     volumes = VolumeLoader(tmp_path, orientation=orientation)
-    assert np.array_equal(volumes.picture("volume", volumes.read(0)["volume"]), picture)
+    assert np.array_equal(volumes.upright(volumes.picture("volume", volumes.read(0)["volume"])), picture)
+
+
+def test_what_was_there_stands_before_what_was_made_of_it(tmp_path):
+    """A panel is drawn in one stretch and cut in two; turning it first would swap and mirror the halves."""
+    values = np.zeros((16, 16, 3), np.float32)
+    values[14, 13] = 100
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    loader = SliceLoader(tmp_path)
+    original = loader.read(1)["image"][None]
+    hidden = torch.zeros(1, 16, 16, dtype=torch.bool)
+    hidden[0, :4] = True
+    panel = Panel(original, hidden, torch.full_like(original, 50.0))
+    ((before, masked, after),) = draw_panel(panel, "image", loader)
+    assert np.argwhere(before[..., 0] == 255).tolist() == [[2, 1]]
+    assert (masked[-4:] == HIDDEN).all()  # rows count from the patient's back
+    assert (after == after[0, 0]).all()
+    assert 0 < after[0, 0, 0] < 255
 
 
 @pytest.mark.parametrize("options", [{}, {"orientation": "LPS"}, {"spacing": (3.0, 3.0, 3.5)}])
 def test_maps_of_scenes_lie_where_the_volumes_lie(folder, tmp_path, options):
     loader = VolumeLoader(folder, **VolumeLoader.scene_options({**options, "size": 16}))
-    for scene in loader.scenes():
+    for number, scene in enumerate(loader.scenes()):
         path = tmp_path / f"{scene.name}{scene.suffix}"
         form = MapFormat("uint8", ("class",), 255, tags={"model": "abc"})
         with scene.writer(path, form) as writer:
             for start in range(0, scene.shape[0], 7):
                 window = (slice(start, min(start + 7, scene.shape[0])), *(slice(0, size) for size in scene.shape[1:]))
-                piece = scene.read(window)["volume"].numpy()
-                writer.write(window, (piece < -500).astype(np.uint8))
+                sample = scene.read(window)
+                assert (sample.meta.label, sample.meta.group) == (loader.label(number), loader.group(number))
+                writer.write(window, (sample["volume"].numpy() < -500).astype(np.uint8))
         written = nib.load(path)
         volume = scene.view.volume
         assert written.shape == volume.shape
@@ -256,3 +293,14 @@ def test_an_image_becomes_hu_in_samples_of_dicom(folder):
     assert torch.equal(
         loader.read(0)["volume"][0], torch.from_numpy(fake_ct((32, 30, 12), 4)[::-1, ::-1].T.astype("f4"))
     )
+
+
+def test_processes_that_start_together_hash_with_one_key(tmp_path, monkeypatch):
+    """All find that there is no key yet; the first one's is everybody's."""
+    monkeypatch.setattr(find, "private_folder", lambda name: tmp_path)
+    monkeypatch.setattr(find.Path, "is_file", lambda path: False)
+    keys = [find.read_salt("") for _ in range(3)]
+    assert keys[0] == keys[1] == keys[2] == (tmp_path / "salt").read_bytes()
+    assert len(keys[0]) == 64
+    assert (tmp_path / "salt").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["salt"]

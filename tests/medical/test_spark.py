@@ -1,7 +1,6 @@
 """SparK: the checks of its sheet, its runs, and what it refuses."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ import maskwright as mw
 from maskwright.core.encoder import patchify
 from maskwright.core.encoder.convnet import SparseConvNet
 from maskwright.core.errors import ConfigError, TrainingStopped
-from maskwright.core.host import get_host
 from maskwright.core.masking import ColourNoiseMasking, Grid, RandomMasking, sample_keys
 from maskwright.core.objective import standardise_patches
 from maskwright.core.recipe import TrainerSection
@@ -21,20 +19,9 @@ from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.optim import parameter_groups
 from maskwright.medical.methods.spark import Decoder, SparK
 from maskwright.testing import check_method, made_up_batch
-from tests.conftest import TOY, write_images
+from tests.conftest import write_images
 
 TINY = SparK.presets["tiny"]["method"]
-PLUGIN = """
-from maskwright.core.hookspecs import Component, hookimpl
-
-@hookimpl
-def register_methods():
-    return [Component("spark-here", "maskwright.medical.methods.spark:SparK", "SparK.", "SparK, 2023")]
-
-@hookimpl
-def register_encoders():
-    return [Component("sparse-here", "maskwright.core.encoder.convnet:SparseConvNet", "A ConvNet.", "SparK, 2023")]
-"""
 
 
 def make(**options):
@@ -201,7 +188,7 @@ def test_presets_hold_the_settings_of_the_paper():
 def test_options_follow_the_data():
     volume = {"ct": TensorSpec("C D H W", 1), "label": TensorSpec("K")}
     assert SparK.options_for(volume) == {"input_name": "ct", "dims": "C D H W", "in_chans": 1}
-    with pytest.raises(ConfigError, match=r"image \(C H W\) or a volume"):
+    with pytest.raises(ConfigError, match=r"dimensions C H W or C D H W, but the data hold wave"):
         SparK.options_for({"wave": TensorSpec("C T", 1)})
     with pytest.raises(ConfigError, match=r"Set method.input_name=a"):
         SparK.options_for({"a": TensorSpec("C H W", 1), "b": TensorSpec("C H W", 1)})
@@ -232,17 +219,6 @@ def test_an_input_of_one_cell_or_a_broken_size():
 # runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def spark(tmp_path, monkeypatch):
-    """Name of the method in a host that knows it."""
-    file = tmp_path / "spark_here.py"
-    file.write_text(PLUGIN)
-    monkeypatch.setenv("MASKWRIGHT_PLUGINS", os.pathsep.join([str(TOY), str(file)]))
-    get_host.cache_clear()
-    yield "spark-here"
-    get_host.cache_clear()
-
-
 FAST = {
     "batch_size": 4,
     "log_every": 1,
@@ -258,11 +234,11 @@ def state(run):
     return load_file(str(run.checkpoints / "last.safetensors"))
 
 
-def test_a_resumed_run_has_the_weights_of_a_whole_one(spark, tmp_path, monkeypatch):
+def test_a_resumed_run_has_the_weights_of_a_whole_one(tmp_path, monkeypatch):
     from maskwright.core.trainer.module import PretrainModule
 
     data = write_images(tmp_path / "images", count=12, size=32)
-    whole = mw.pretrain(spark, data=data, preset="tiny", run=tmp_path / "whole", max_steps=6, **FAST)
+    whole = mw.pretrain("spark", data=data, preset="tiny", run=tmp_path / "whole", max_steps=6, **FAST)
 
     finish = PretrainModule._finish_step
 
@@ -273,7 +249,7 @@ def test_a_resumed_run_has_the_weights_of_a_whole_one(spark, tmp_path, monkeypat
 
     monkeypatch.setattr(PretrainModule, "_finish_step", stop_at_three)
     with pytest.raises(TrainingStopped, match="halt"):
-        mw.pretrain(spark, data=data, preset="tiny", run=tmp_path / "half", max_steps=6, **FAST)
+        mw.pretrain("spark", data=data, preset="tiny", run=tmp_path / "half", max_steps=6, **FAST)
     monkeypatch.setattr(PretrainModule, "_finish_step", finish)
     assert checkpoints.read(tmp_path / "half" / "checkpoints" / "last.safetensors").step == 3
     resumed = mw.resume(tmp_path / "half")
@@ -287,7 +263,7 @@ def test_a_resumed_run_has_the_weights_of_a_whole_one(spark, tmp_path, monkeypat
     assert not any(name.startswith(("fills", "decoder")) for name in encoder.state_dict())
 
 
-def test_batch_norms_survive_a_step_that_is_refused(spark, tmp_path, monkeypatch):
+def test_batch_norms_survive_a_step_that_is_refused(tmp_path, monkeypatch):
     """The forward pass of the refused step fills running statistics with NaN; the state after it is the one before."""
     data = write_images(tmp_path / "images", count=12, size=32)
     forward, calls = SparK.forward, []
@@ -302,7 +278,7 @@ def test_batch_norms_survive_a_step_that_is_refused(spark, tmp_path, monkeypatch
         return step
 
     monkeypatch.setattr(SparK, "forward", poisoned)
-    run = mw.pretrain(spark, data=data, preset="tiny", run=tmp_path / "run", max_steps=3, max_bad_steps=1, **FAST)
+    run = mw.pretrain("spark", data=data, preset="tiny", run=tmp_path / "run", max_steps=3, max_bad_steps=1, **FAST)
     after, before = (load_file(str(run.checkpoints / f"{name}.safetensors")) for name in ("last", "previous"))
     assert len(calls) == 3
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -310,11 +286,11 @@ def test_batch_norms_survive_a_step_that_is_refused(spark, tmp_path, monkeypatch
     assert run.load_encoder().embed(made_up_batch({"image": TensorSpec("C H W", 1)}, 2, 32)).pooled.isfinite().all()
 
 
-def test_the_documented_way_into_timm(spark, tmp_path):
+def test_the_documented_way_into_timm(tmp_path):
     timm = pytest.importorskip("timm")
     data = write_images(tmp_path / "images", count=6, size=64, channels=3)
     settings = ["method.backbone=resnet18", "method.decoder_width=32"]
-    run = mw.pretrain(spark, data=data, run=tmp_path / "run", settings=settings, max_steps=2, **FAST)
+    run = mw.pretrain("spark", data=data, run=tmp_path / "run", settings=settings, max_steps=2, **FAST)
     weights = load_file(str(run.path / "encoder.safetensors"))
     dense = timm.create_model("resnet18", num_classes=0)
     dense.load_state_dict({k[7:]: v for k, v in weights.items() if k.startswith("module.")})

@@ -195,6 +195,8 @@ def _problem(layer: nn.Module) -> str | None:
     )
     if changing and any(max(pair) > 0 for pair in reach):
         return "averages over overlapping windows of changing size"
+    if getattr(layer, "ceil_mode", False) and any(max(pair) > 0 for pair in reach):
+        return "rounds the size of its map up"
     stride: Any = layer.stride
     strides = stride if isinstance(stride, tuple) else (stride,) * len(reach)
     if any(not 0 <= before - after < stride for (before, after), stride in zip(reach, strides, strict=True)):

@@ -84,8 +84,15 @@ class FeatureTeacher(nn.Module):
         self.name = "a moving average of the encoder" if what == "ema" else _name(what)
         """For reports."""
         self.embed_dim: int = self.encoder.embed_dim
-        blocks = getattr(self.encoder if self.ours else self.encoder.module, "blocks", None)
+        if set(self.encoder.inputs) != {student.input_name}:
+            raise ConfigError(
+                f'The teacher {self.name} reads {", ".join(self.encoder.inputs)}, the student "{student.input_name}". '
+                f"Choose a teacher of the same input, or set method.input_name."
+            )
+        module = self.encoder if self.ours else getattr(self.encoder, "module", None)
+        blocks = getattr(module, "blocks", None) if self.ours or hasattr(module, "forward_intermediates") else None
         self.depth = len(blocks) if blocks is not None else 0
+        """Blocks whose outputs `layers` can give."""
         self.num_prefix_tokens = self.encoder.num_prefix_tokens if self.ours else 0
 
     @property
@@ -137,7 +144,7 @@ class FeatureTeacher(nn.Module):
         if self.ours:
             return self.encoder.hidden_states(self._own(batch, tokens), layers, mask)
         if not self.depth or max(layers) >= self.depth:
-            raise ConfigError(f'The teacher "{self.encoder.model}" has {self.depth} blocks, not {max(layers) + 1}.')
+            raise ConfigError(f"The teacher {self.name} has {self.depth} blocks, not {max(layers) + 1}.")
         found = self.encoder.module.forward_intermediates(
             self.encoder.tokenize(batch), indices=list(layers), stop_early=True, intermediates_only=True
         )

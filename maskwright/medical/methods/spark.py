@@ -26,11 +26,11 @@ from maskwright.core.encoder.base import Tokens
 from maskwright.core.encoder.cells import Cells
 from maskwright.core.encoder.convnet import SparseConvNet
 from maskwright.core.encoder.normalize import NormalizationKind
-from maskwright.core.encoder.patches import patch_mask_to_pixels, patchify, unpatchify
+from maskwright.core.encoder.patches import patch_mask_to_pixels, patchify
 from maskwright.core.errors import ConfigError
 from maskwright.core.masking import Grid, Mask, Masking, RandomMasking, mask_from_scores
 from maskwright.core.objective import masked_reconstruction
-from maskwright.core.patch_method import unstandardise
+from maskwright.core.patch_method import one_input, panel, unstandardise
 from maskwright.core.sample import Batch, InputSpec
 from maskwright.core.trainer.method import Method, Panel, Step
 
@@ -155,17 +155,7 @@ class SparK(Method):
         Raises:
             ConfigError: there is none, or several.
         """
-        usable = {name: spec for name, spec in given.items() if spec.dims in ("C H W", "C D H W")}
-        shown = ", ".join(f"{name} ({spec.dims})" for name, spec in given.items())
-        if not usable:
-            raise ConfigError(f"SparK reads an image (C H W) or a volume (C D H W), but the data hold {shown}.")
-        if len(usable) > 1:
-            raise ConfigError(
-                f"SparK reads one input, but the data hold {shown}. Set method.input_name={next(iter(usable))}."
-            )
-        ((name, spec),) = usable.items()
-        count = {"in_chans": spec.channel_count} if spec.channel_count else {}
-        return {"input_name": name, "dims": spec.dims, **count}
+        return one_input("SparK", given, ("C H W", "C D H W"))
 
     # masking (section 3.1) ------------------------------------------------------------------------------------------
 
@@ -218,11 +208,8 @@ class SparK(Method):
             self.train(training)
         values = unstandardise(values, tokens, mask) if self.norm_pix_loss else values
         patches = torch.where(mask.hidden[..., None], values, tokens.values)
-        name, encoder = self.encoder.input_name, self.encoder
-        picture = unpatchify(patches, tokens.grid, encoder.patch_size, encoder.in_chans)
-        restored = encoder.normalizers[name].invert(picture)  # type: ignore[operator]
-        hidden = patch_mask_to_pixels(mask.hidden, tokens.grid, encoder.patch_size)
-        return {name: Panel(original=batch[name], hidden=hidden, reconstruction=restored)}
+        hidden = patch_mask_to_pixels(mask.hidden, tokens.grid, self.encoder.patch_size)
+        return panel(self.encoder, batch, tokens, patches, hidden)
 
 
 # layers -------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from maskwright.core.encoder.vit import init_transformer
 from maskwright.core.errors import ConfigError
 from maskwright.core.masking import Grid, Mask, fold, uniform
 from maskwright.core.objective import masked_reconstruction
-from maskwright.core.patch_method import PatchMethod, unstandardise
+from maskwright.core.patch_method import PatchMethod, panel, unstandardise
 from maskwright.core.sample import Batch, InputSpec
 from maskwright.core.trainer.method import Panel, Step
 from maskwright.core.views import compose, crop_and_resize, crop_boxes
@@ -303,4 +303,4 @@ class CropMae(PatchMethod):
         seen = self.encoder(self.encoder.tokens_of(crop_and_resize(x, boxes, self._out(x))))
         patches = torch.where(mask.hidden[..., None], self.predict(tokens, mask, seen), tokens.values)
         hidden = patch_mask_to_pixels(mask.hidden, tokens.grid, self.encoder.patch_size)
-        return self.panel(batch, tokens, patches, hidden & ~inside(boxes, x.shape[2], x.shape[3]))
+        return panel(self.encoder, batch, tokens, patches, hidden & ~inside(boxes, x.shape[2], x.shape[3]))

@@ -25,7 +25,7 @@ from maskwright.core.encoder.positions import PositionKind
 from maskwright.core.encoder.vit import init_transformer
 from maskwright.core.errors import ConfigError
 from maskwright.core.masking import Mask, Masking, fold, group_corruption, normal, replace, uniform
-from maskwright.core.patch_method import PatchMethod
+from maskwright.core.patch_method import PatchMethod, panel
 from maskwright.core.sample import Batch
 from maskwright.core.trainer.method import Panel, Step
 from maskwright.core.views import crop_and_resize, crop_boxes
@@ -288,4 +288,4 @@ class Gmml(PatchMethod):
         clean = self.encoder.tokenize(batch)
         where = self._patches(hidden[:, None].expand(-1, self.encoder.in_chans, *hidden.shape[1:]))
         patches = torch.where(where, self.reconstruct(tokens).float(), clean.values)
-        return self.panel(batch, clean, patches, hidden)
+        return panel(self.encoder, batch, clean, patches, hidden)
