@@ -114,7 +114,9 @@ def test_list_and_info_show_what_it_adds(home):
 
 
 def test_inspect_takes_its_loader_by_itself(home, digits):
-    (row,) = json.loads(home.maskwright("inspect", digits, "--json"))
+    row, broken = json.loads(home.maskwright("inspect", digits, "--json"))
+    assert Path(broken["file"]).name == "broken.pgm"
+    assert broken["problem"]
     assert (row["tensor"], row["samples"], row["dimensions"], row["channels"]) == ("image", 61, "C H W", 1)
     (grey,) = row["statistics"]
     written = [np.frombuffer(file.read_bytes()[-64:], np.uint8) for file in digits.rglob("[0-9]*.pgm")]
