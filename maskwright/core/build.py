@@ -167,8 +167,9 @@ def _wanted(method_class: type[Method], explicit: dict[str, Any]) -> Wanted:
     """A method with an option `input_name` takes whichever input `options_for` or the user names; others are fixed."""
     if "input_name" in option_types(method_class):
         return lambda given: {merge(_options_from_data(method_class, given, explicit), explicit)["input_name"]}
-    names = set(wanted_inputs(method_class))
-    return lambda given: names
+    inputs = wanted_inputs(method_class)
+    needed = {name for name, spec in inputs.items() if not spec.optional}
+    return lambda given: needed or set(inputs) & set(given) or set(inputs)
 
 
 def wanted_inputs(method_class: type[Method]) -> InputSpec:

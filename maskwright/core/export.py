@@ -168,9 +168,10 @@ def _real_inputs(run: Run, encoder: Encoder) -> dict[str, Tensor]:
         batch = collate(samples)
     except (DataError, ConfigError):
         return {}
-    if not samples or not set(encoder.inputs) <= set(batch.tensors):
+    needed = {name for name, spec in encoder.inputs.items() if not spec.optional}
+    inputs = {name: batch[name].float() for name in encoder.inputs if name in batch.tensors}
+    if not inputs or not needed <= set(inputs):
         return {}
-    inputs = {name: batch[name].float() for name in encoder.inputs}
     if not all(bool(tensor.isfinite().all()) for tensor in inputs.values()):
         return {}
     repeats = -(-CHECKED // len(samples))  # the check runs on another batch size than the export

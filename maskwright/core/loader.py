@@ -85,8 +85,8 @@ class Loader(ABC):
         Rows and columns keep the order of the tensor, as masks are laid over them.
         """
 
-    def upright(self, picture: np.ndarray) -> np.ndarray:
-        """Turn a finished picture (H, W, 3) as people of this domain look at it, where that is not the tensor's order."""
+    def upright(self, name: str, picture: np.ndarray) -> np.ndarray:
+        """Turn a finished picture (H, W, 3) of one tensor as people of this domain look at it, where that is not its order."""
         return picture
 
     def label(self, index: int) -> Any:
@@ -96,6 +96,12 @@ class Loader(ABC):
     def sources(self, index: int) -> list[str]:
         """All files that sample `index` is read from."""
         return [self.read(index).meta.source]
+
+    def buckets(self) -> np.ndarray | None:
+        """Bucket 0, 1, ... of each sample, (N,) int, where samples of different buckets do not go into one batch: pictures
+        and volumes, series of different lengths. None where all go together.
+        """
+        return None
 
     def bytes_per_sample(self) -> int:
         """Bytes of one sample in memory; used for the forecast of a run."""

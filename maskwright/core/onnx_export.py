@@ -59,9 +59,14 @@ def require_onnx() -> None:
 
 
 def random_inputs(encoder: Encoder, size: tuple[int, ...], count: int) -> dict[str, Tensor]:
-    """Made-up inputs (count, C, *size) in the range of the statistics that each input's scaling was fitted to."""
-    made = {}
+    """Made-up inputs (count, C, *size) in the range of the statistics that each input's scaling was fitted to.
+
+    Of an encoder that takes one of several inputs, the first alone.
+    """
+    made: dict[str, Tensor] = {}
     for number, (name, spec) in enumerate(encoder.inputs.items()):
+        if spec.optional and made:
+            continue
         normalizer = encoder.normalizers[name]
         assert isinstance(normalizer, Normalizer)
         axes = len(spec.dims.split()) - 1

@@ -107,4 +107,9 @@ def register_protocols() -> list[Component]:
 
 @hookimpl
 def register_loaders() -> list[Component]:
-    return [Component("arrays", "maskwright.core.arrays:ArrayLoader", "Arrays (.npy, .npz) and tables of numbers.")]
+    return [
+        Component("arrays", "maskwright.core.arrays:ArrayLoader", "Arrays (.npy, .npz) and tables of numbers."),
+        Component(
+            "mixed", "maskwright.core.joined:MixedLoader", "Samples of several kinds, each read by its own loader."
+        ),
+    ]

@@ -84,7 +84,8 @@ def half_token(model: TaskModel, fill: dict[str, list[float]], size: tuple[int, 
     """
     tensors = {
         name: torch.tensor(fill[name]).view(1, -1, *[1] * len(size)).expand(1, -1, *size)
-        for name in model.encoder.inputs
+        for name, spec in model.encoder.inputs.items()
+        if not spec.optional or len(spec.dims.split()) - 1 == len(size)
     }
     grid = model.encoder.embed(Batch(tensors, [])).grid
     if grid.scattered or grid.ndim != len(size):
@@ -199,6 +200,8 @@ def fill_gaps(
     """Inputs with the training data's mean where there are no data, and where all of them had data."""
     inputs, valid = {}, None
     for name in names:
+        if name not in sample.tensors:  # of an encoder that takes one of several
+            continue
         x = sample[name].float()
         known = x.isfinite()
         here = known.all(0)

@@ -145,13 +145,13 @@ def parse_settings(settings: dict[str, Any] | Sequence[str]) -> dict[str, Any]:
                 pairs[key.strip()] = _number_or_text(pairs[key.strip()])
     nested: dict[str, Any] = {}
     for key, value in pairs.items():
-        section, dot, option = key.partition(".")
-        if dot and section in nested and not isinstance(nested[section], dict):
-            raise ConfigError(f'"{key}" and "{section}" cannot both be set.')
-        if dot:
-            nested.setdefault(section, {})[option] = value
-        else:
-            nested[section] = value
+        *sections, option = key.split(".")
+        inside = nested
+        for depth, section in enumerate(sections, start=1):
+            inside = inside.setdefault(section, {})
+            if not isinstance(inside, dict):
+                raise ConfigError(f'"{key}" and "{".".join(sections[:depth])}" cannot both be set.')
+        inside[option] = value
     return nested
 
 

@@ -122,11 +122,13 @@ class TensorSpec:
         dims: names of its dimensions without the batch, such as "C H W".
         channels: names of the channels in order (`("VV", "VH")`), or their number, or None for any.
         unit: physical unit, for people ("dB", "reflectance x 10000", "HU").
+        optional: a batch may lack it if it holds another; all samples of one batch hold the same tensors.
     """
 
     dims: str
     channels: tuple[str, ...] | int | None = None
     unit: str = ""
+    optional: bool = False
 
     @property
     def channel_count(self) -> int | None:
@@ -143,7 +145,15 @@ def check_inputs(given: InputSpec, wanted: InputSpec, giver: str, wanter: str) -
         ConfigError: all mismatches at once; each names both sides and the option that mends it.
     """
     problems = []
+    if wanted and not set(wanted) & set(given) and all(want.optional for want in wanted.values()):
+        any_of = " or ".join(f'"{name}" ({want.dims})' for name, want in wanted.items())
+        problems.append(
+            f"{wanter} needs {any_of}, but {giver} gives only {', '.join(sorted(given))}. "
+            f"Choose another loader with data.loader=NAME (`maskwright list loader`)."
+        )
     for name, want in wanted.items():
+        if name not in given and want.optional:
+            continue
         if name not in given:
             problems.append(
                 f'{wanter} needs "{name}" ({want.dims}), but {giver} gives only {", ".join(sorted(given))}. '
@@ -151,7 +161,12 @@ def check_inputs(given: InputSpec, wanted: InputSpec, giver: str, wanter: str) -
             )
             continue
         have = given[name]
-        if have.dims != want.dims:
+        if have.optional and not want.optional:
+            problems.append(
+                f'{wanter} needs "{name}" of every sample, but {giver} gives it of some only. Read one kind of sample '
+                f"alone, with the loader made for it (data.loader=NAME)."
+            )
+        elif have.dims != want.dims:
             problems.append(
                 f'{wanter} needs "{name}" with dimensions ({want.dims}), but {giver} gives ({have.dims}). '
                 f"Choose another loader with data.loader=NAME (`maskwright list loader`)."

@@ -23,7 +23,7 @@ from maskwright.medical.find import find_volumes, holds_volumes
 from maskwright.medical.inspection import inspect_volumes
 from maskwright.medical.nifti import GROUP_PATTERN, MAX_VOXELS, NiftiVolume
 from maskwright.medical.nifti import SUFFIXES as NIFTI_SUFFIXES
-from maskwright.medical.volume import Box, View, Volume, set_aside
+from maskwright.medical.volume import Box, Shape, View, Volume, set_aside
 
 ORIENTATIONS = [x + y + z for x in "RL" for y in "AP" for z in "SI"]
 MAX_SAMPLES = 64
@@ -64,6 +64,8 @@ class MedicalLoader(Loader):
     dims: str
     single: bool
     """Whether a DICOM picture without neighbours is a volume of one slice."""
+    whole: Shape | None = None
+    """Voxels along x, y and z that every volume is brought to as a whole."""
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class MedicalLoader(Loader):
             try:
                 frames = self._frames(one)
                 self._suits(one)
-                view = View.of(one, orientation, spacing)
+                view = View.of(one, orientation, spacing, self.whole)
                 if math.prod(view.shape) > max_voxels:
                     raise DataError(
                         one.files[0],
@@ -269,7 +271,7 @@ class MedicalLoader(Loader):
         low, high = self.limits or (float(x.min()), float(x.max()))
         return np.repeat(windows.to_bytes(x.numpy(), (low, high))[..., None], 3, axis=2)
 
-    def upright(self, picture: np.ndarray) -> np.ndarray:
+    def upright(self, name: str, picture: np.ndarray) -> np.ndarray:
         """As radiologists look at it, see `View.upright`."""
         return self.views[0].upright(picture, *self._picture_axes())
 

@@ -39,6 +39,7 @@ class VolumeLoader(MedicalLoader):
         path: a file or folder.
         size: voxels of a crop, one number or [D, H, W]: at random with a generator, else from the middle. What reaches
             beyond the volume gets the lowest value in the crop. Left out, whole volumes are read.
+        squash: bring whole volumes to `size` instead of cropping them, whatever their shape, resampled as `spacing` does.
         spacing: millimetres between voxels, one number or [x, y, z]; the volume is resampled (scipy.ndimage, linear,
             filtered first along axes that get coarser). Left out, voxels stay as they are.
         reading: further options, see `MedicalLoader`.
@@ -51,9 +52,14 @@ class VolumeLoader(MedicalLoader):
         path: str | Path,
         size: int | tuple[int, int, int] | None = None,
         spacing: float | tuple[float, float, float] | None = None,
+        squash: bool = False,
         **reading: Any,
     ) -> None:
         self.size = _sizes(size, 3)
+        if squash:
+            if self.size is None or spacing is not None:
+                raise ConfigError("data.squash brings whole volumes to data.size: give that, and no data.spacing.")
+            self.whole = self.size[::-1]
         super().__init__(path, spacing if isinstance(spacing, (tuple, list)) else (spacing,) * 3, **reading)
         self._spec(self.channels)
 
@@ -78,7 +84,7 @@ class VolumeLoader(MedicalLoader):
     @classmethod
     def scene_options(cls, options: dict[str, Any]) -> dict[str, Any]:
         """Whole volumes instead of crops."""
-        return {**options, "size": None}
+        return options if options.get("squash") else {**options, "size": None}
 
     def scenes(self) -> list[VolumeScene]:
         """Every volume as a whole, read in windows (D, H, W); maps of it are written on the source's own grid."""

@@ -23,6 +23,18 @@ def register_loaders() -> list[Component]:
 
 
 @hookimpl
+def register_encoders() -> list[Component]:
+    return [
+        Component(
+            "uni4eye",
+            f"{_PACKAGE}.methods.uni4eye:UnifiedTransformer",
+            "One vision transformer for pictures and volumes.",
+            "Uni4Eye, 2022",
+        )
+    ]
+
+
+@hookimpl
 def register_methods() -> list[Component]:
     return [
         Component(
@@ -30,7 +42,13 @@ def register_methods() -> list[Component]:
             f"{_PACKAGE}.methods.spark:SparK",
             "A ConvNet that computes visible cells only; hidden ones are repainted from maps of several scales.",
             "SparK, Tian et al., ICLR 2023",
-        )
+        ),
+        Component(
+            "uni4eye",
+            f"{_PACKAGE}.methods.uni4eye:Uni4Eye",
+            "One transformer for pictures and volumes; values and gradients of hidden patches are rebuilt.",
+            "Uni4Eye, Cai et al., MICCAI 2022",
+        ),
     ]
 
 

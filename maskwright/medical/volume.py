@@ -123,25 +123,35 @@ class View:
     shape: Shape
 
     @classmethod
-    def of(cls, volume: Volume, orientation: str = "RAS", spacing: Sequence[float | None] = (None, None, None)) -> View:
+    def of(
+        cls,
+        volume: Volume,
+        orientation: str = "RAS",
+        spacing: Sequence[float | None] = (None, None, None),
+        shape: Shape | None = None,
+    ) -> View:
         """A view.
 
         Args:
             orientation: where x, y and z lead, such as "RAS"; "stored" leaves the axes as they are.
             spacing: millimetres along x, y and z; None leaves an axis as it is.
+            shape: voxels along x, y and z that the whole volume is brought to, instead of a spacing.
         """
         order, flips = [0, 1, 2], [False, False, False]
         if orientation != "stored":
             turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt(tuple(orientation)))
             for axis, (target, sign) in enumerate(turn):
                 order[int(target)], flips[int(target)] = axis, bool(sign < 0)
-        steps, shape = [], []
+        if shape is not None:
+            steps = [volume.shape[axis] / wanted for axis, wanted in zip(order, shape, strict=True)]
+            return cls(volume, tuple(order), tuple(flips), tuple(steps), shape)  # type: ignore[arg-type]
+        steps, found = [], []
         for axis, wanted in zip(order, spacing, strict=True):
             have, length = volume.spacing[axis], volume.shape[axis]
             step = 1.0 if wanted is None or math.isclose(wanted, have, rel_tol=SAME_SPACING) else wanted / have
             steps.append(step)
-            shape.append(max(1, round(length / step)))
-        return cls(volume, tuple(order), tuple(flips), tuple(steps), tuple(shape))  # type: ignore[arg-type]
+            found.append(max(1, round(length / step)))
+        return cls(volume, tuple(order), tuple(flips), tuple(steps), tuple(found))  # type: ignore[arg-type]
 
     def lengths(self) -> Shape:
         """Voxels of the volume along x, y and z."""

@@ -63,9 +63,12 @@ def _check_sample(loader: Loader, index: int, where: str) -> None:
     sample = loader.read(index)
     require(isinstance(sample, Sample), f"{where} gave {type(sample).__name__}, not a Sample.")
     given, wanted = sorted(sample.tensors), sorted(loader.spec)
-    require(given == wanted, f"{where} holds {given}, but the loader's spec announces {wanted}.")
-    for key, spec in loader.spec.items():
-        tensor, dims = sample[key], spec.dims.split()
+    needed = {key for key, spec in loader.spec.items() if not spec.optional}
+    announced = bool(given) and needed <= set(given) <= set(wanted)
+    require(announced, f"{where} holds {given}, but the loader's spec announces {wanted}.")
+    for key in given:
+        tensor, spec = sample[key], loader.spec[key]
+        dims = spec.dims.split()
         shape = tuple(tensor.shape)
         require(len(shape) == len(dims), f'{where}["{key}"] has shape {shape}, but its spec says ({spec.dims}).')
         if "C" in dims and spec.channel_count is not None:

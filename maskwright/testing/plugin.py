@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,14 @@ def _check_encoder(target: type[Encoder], options: dict[str, Any], loaders: dict
 def _check_method(target: type[Method], options: dict[str, Any], loaders: dict[str, Loader]) -> str:
     preset = dict(target.presets.get("tiny", {}).get("method", {}))
     wanted = target(**{**preset, **options}).inputs
+    if all(spec.optional for spec in wanted.values()) and len(wanted) > 1:  # each input alone: a batch holds one
+        found = {
+            name: _check_method(
+                target, {**target.options_for({name: replace(spec, optional=False)}), **options}, loaders
+            )
+            for name, spec in wanted.items()
+        }
+        return "; ".join(f"{name}: {result}" for name, result in found.items())
     given = next((loader.spec for loader in loaders.values() if set(wanted) <= set(loader.spec)), {})
     sizes = {**(target.options_for(given) if given else {}), **preset, **options}
 

@@ -47,7 +47,9 @@ def test_grids_of_the_author():
 
 def test_core_plugin(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(6, 3, 8, 8)).astype(np.float32))
-    lines = check_plugin("core", options={"encoder:vit": VIT}, data={"arrays": tmp_path / "x.npy"})
+    parts = {"arrays": {"path": "x.npy"}}
+    data = {"arrays": tmp_path / "x.npy", "mixed": tmp_path}
+    lines = check_plugin("core", options={"encoder:vit": VIT, "loader:mixed": {"parts": parts}}, data=data)
     assert any(line.startswith("encoder vit: keeps its contract") for line in lines)
     assert all("not checked" not in line for line in lines)
 

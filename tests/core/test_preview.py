@@ -34,7 +34,7 @@ class Images:
     def picture(self, name, tensor):
         return np.repeat((tensor[0] * 250).byte().numpy()[..., None], 3, axis=2)
 
-    def upright(self, picture):
+    def upright(self, name, picture):
         return picture
 
 

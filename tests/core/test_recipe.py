@@ -124,6 +124,9 @@ def test_settings():
         "a": {"b": 1, "c": [1, 2], "lr": 1e-4, "n": None},
         "d": "x",
     }
+    assert parse_settings(["a.b.c=1", "a.b.d.e=2", "a.f=3"]) == {"a": {"b": {"c": 1, "d": {"e": 2}}, "f": 3}}
+    with pytest.raises(ConfigError, match='"a.b.c" and "a.b" cannot both be set'):
+        parse_settings(["a.b=1", "a.b.c=2"])
     for bad in ("a.b", "=1"):
         with pytest.raises(ConfigError, match="is no setting"):
             parse_settings([bad])

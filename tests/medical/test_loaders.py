@@ -232,10 +232,10 @@ def test_pictures_are_upright(tmp_path, orientation):
     image = loader.read(1)["image"]
     drawn = loader.picture("image", image)
     assert np.argwhere(drawn[..., 0] == 255).tolist() == np.argwhere(image[0].numpy() == 100).tolist()
-    picture = loader.upright(drawn)
+    picture = loader.upright("image", drawn)
     assert np.argwhere(picture[..., 0] == 255).tolist() == [[3, 2]]
     volumes = VolumeLoader(tmp_path, orientation=orientation)
-    assert np.array_equal(volumes.upright(volumes.picture("volume", volumes.read(0)["volume"])), picture)
+    assert np.array_equal(volumes.upright("volume", volumes.picture("volume", volumes.read(0)["volume"])), picture)
 
 
 def test_what_was_there_stands_before_what_was_made_of_it(tmp_path):

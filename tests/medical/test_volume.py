@@ -69,6 +69,17 @@ def test_resampling_keeps_places_and_boxes_agree_with_the_whole(tmp_path, spacin
         assert abs(length * step - old) <= step / 2 + 1e-9
 
 
+def test_a_whole_volume_is_brought_to_a_shape(tmp_path):
+    volume = ramp(tmp_path / "a.nii")
+    view = View.of(volume, "RAS", shape=(7, 30, 5))
+    values = view.read(whole(view))[0]
+    assert values.shape == (5, 30, 7)
+    wanted = worlds(view.affine_at(), values.shape)
+    np.testing.assert_allclose(values[1:-1, 3:-3, 2:-2], wanted[1:-1, 3:-3, 2:-2], rtol=1e-4, atol=2)
+    same = View.of(volume, "RAS", shape=View.of(volume).shape)
+    assert not same.resampled
+
+
 def test_coarser_grids_do_not_alias(tmp_path):
     """A pattern of single voxels is gone at four times the spacing, where every fourth voxel would keep it whole."""
     stripes = np.where(np.arange(64) % 4 == 0, 100.0, 0.0)[:, None, None] * np.ones((1, 16, 16))

@@ -86,8 +86,12 @@ class Encoder(nn.Module, ABC):
                 normalizer.fit(statistics[name])  # type: ignore[operator]
 
     def normalize(self, batch: Batch) -> dict[str, Tensor]:
-        """Inputs in network units, by name."""
-        return {name: normalizer(batch[name]) for name, normalizer in self.normalizers.items()}
+        """Inputs in network units, by name; of optional ones those that the batch holds."""
+        return {
+            name: normalizer(batch[name])
+            for name, normalizer in self.normalizers.items()
+            if name in batch.tensors or not self.inputs[name].optional
+        }
 
     @abstractmethod
     def tokenize(self, batch: Batch) -> Any:

@@ -12,12 +12,15 @@ from maskwright.core.masking.hide import restore
 
 
 class DecoderStack(nn.Module):
-    """Blocks, norm, and a linear head over the tokens behind the prefix: (B, prefix + N, width) to (B, N, out_dim)."""
+    """Blocks, norm, and a linear head over the tokens behind the prefix: (B, prefix + N, width) to (B, N, out_dim).
+
+    Without an `out_dim` there is neither norm nor head: (B, N, width).
+    """
 
     def __init__(
         self,
         width: int,
-        out_dim: int,
+        out_dim: int | None,
         depth: int,
         num_heads: int,
         num_prefix_tokens: int = 0,
@@ -28,12 +31,12 @@ class DecoderStack(nn.Module):
         self._add_stack(width, out_dim, depth, num_heads, num_prefix_tokens, qkv_bias, norm_eps)
 
     def _add_stack(
-        self, width: int, out_dim: int, depth: int, num_heads: int, prefix: int, qkv_bias: bool, norm_eps: float
+        self, width: int, out_dim: int | None, depth: int, num_heads: int, prefix: int, qkv_bias: bool, norm_eps: float
     ) -> None:
         self.num_prefix_tokens = prefix
         self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=qkv_bias, norm_eps=norm_eps) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.head = nn.Linear(width, out_dim)
+        self.norm = nn.Identity() if out_dim is None else nn.LayerNorm(width, eps=norm_eps)
+        self.head = nn.Identity() if out_dim is None else nn.Linear(width, out_dim)
 
     def decode(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -49,7 +52,7 @@ class MaskTokenDecoder(DecoderStack):
 
     Args:
         in_dim: width D of the encoder.
-        out_dim: numbers predicted a token.
+        out_dim: numbers predicted a token; None leaves out norm and head.
         decoder_dim, depth, num_heads: size of the decoder. Defaults are MAE's.
         num_prefix_tokens: class tokens in front of the visible ones; they get no position and are dropped at the end.
 
@@ -60,7 +63,7 @@ class MaskTokenDecoder(DecoderStack):
     def __init__(
         self,
         in_dim: int,
-        out_dim: int,
+        out_dim: int | None,
         decoder_dim: int = 512,
         depth: int = 8,
         num_heads: int = 16,

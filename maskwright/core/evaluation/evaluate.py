@@ -10,7 +10,7 @@ from maskwright.core.encoder.base import Encoder
 from maskwright.core.encoder.outside import open_encoder
 from maskwright.core.errors import ConfigError, nearest
 from maskwright.core.evaluation.conclusion import Conclusion, Evaluation, choose_metrics
-from maskwright.core.evaluation.features import JoinedLoader, merge_targets
+from maskwright.core.evaluation.features import merge_targets
 from maskwright.core.evaluation.judge import BASELINES, Design, Judge
 from maskwright.core.evaluation.labels import source_of
 from maskwright.core.evaluation.open import open_run_data, open_task
@@ -19,6 +19,7 @@ from maskwright.core.evaluation.splits import check_fractions
 from maskwright.core.evaluation.task import Task
 from maskwright.core.evaluation.write import choose_folder, write_evaluation
 from maskwright.core.host import get_host
+from maskwright.core.joined import JoinedLoader
 from maskwright.core.loader import Loader
 from maskwright.core.options import check_options, fail_if_any
 from maskwright.core.recipe import parse_settings
@@ -97,7 +98,7 @@ def evaluate(
         if test_labels is not None and isinstance(task, str):
             test_task = open_task(task, test_labels, sections.get("task", {}))[2]
         targets = merge_targets(targets, test_task.targets(test_loader), sizes)
-        loader, given = JoinedLoader(loader, test_loader), sizes[0]
+        loader, given = JoinedLoader([loader, test_loader]), sizes[0]
     what = encoder if encoder is not None else opened
     assert what is not None
     network = open_encoder(what, loader)

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from maskwright.core.encoder.base import Encoder
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.evaluation.leaks import Fingerprint, fingerprint
 from maskwright.core.evaluation.task import IGNORE, Targets
-from maskwright.core.loader import Loader, Statistics
+from maskwright.core.loader import Loader
 from maskwright.core.sample import BadFile, Batch, Meta, Sample
 from maskwright.core.trainer.data import generator_for, read_batches
 
@@ -52,55 +51,6 @@ class Survey:
     pixels: np.ndarray | None = None
     cells: tuple[int, ...] | None = None
     simple: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-class JoinedLoader(Loader):
-    """Two loaders one after the other: training data, then test data."""
-
-    def __init__(self, first: Loader, second: Loader) -> None:
-        self.parts = (first, second)
-        self.spec = first.spec
-        self.bad_files = [*first.bad_files, *second.bad_files]
-
-    @classmethod
-    def accepts(cls, path: Any) -> bool:
-        return False
-
-    def _part(self, index: int) -> tuple[Loader, int]:
-        first, second = self.parts
-        return (first, index) if index < len(first) else (second, index - len(first))
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
-        part, at = self._part(index)
-        sample = part.read(at, generator)
-        return replace(sample, meta=replace(sample.meta, index=index))
-
-    def label(self, index: int) -> Any:
-        part, at = self._part(index)
-        return part.label(at)
-
-    def group(self, index: int) -> str:
-        part, at = self._part(index)
-        return part.group(at)
-
-    def sources(self, index: int) -> list[str]:
-        part, at = self._part(index)
-        return part.sources(at)
-
-    def statistics(self) -> dict[str, Statistics]:
-        return self.parts[0].statistics()
-
-    def picture(self, name: str, tensor: Tensor) -> np.ndarray:
-        return self.parts[0].picture(name, tensor)
-
-    def upright(self, picture: np.ndarray) -> np.ndarray:
-        return self.parts[0].upright(picture)
-
-    def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
-        return self.parts[0].simple_features(sample, cells)
 
 
 def samples_of(batch: Batch) -> list[Sample]:

@@ -20,6 +20,7 @@ from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.loader import Loader
 from maskwright.core.masking import Grid, Masking, sample_keys
 from maskwright.core.sample import Sample, collate
+from maskwright.core.statistics import spread
 from maskwright.core.trainer.files import write_with
 from maskwright.core.trainer.method import Method, Panel
 
@@ -107,14 +108,19 @@ def _save(figure: Figure, out: Path) -> Path:
     return out
 
 
-def read_some(loader: Loader, count: int, seed: int = 0) -> list[Sample]:
+def read_some(loader: Loader, count: int, seed: int = 0, among: Sequence[int] | None = None) -> list[Sample]:
     """Up to `count` readable samples, evenly spread over the loader.
+
+    Args:
+        among: those that may be taken; all without it.
 
     Raises:
         DataError: none can be read.
     """
     samples, reasons = [], []
-    for index in torch.linspace(0, len(loader) - 1, min(count, len(loader))).round().int().tolist():
+    choice = range(len(loader)) if among is None else among
+    for place in spread(len(choice), count):
+        index = int(choice[place])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         try:
             samples.append(loader.read(index, generator))
@@ -136,26 +142,36 @@ def draw_panel(panel: Panel, name: str, loader: Loader) -> list[list[np.ndarray]
         both = loader.picture(name, torch.cat([original, filled], dim=-1).cpu())
         before, after = both[:, :width], both[:, width:]
         masked = _blank_hidden(before, hidden.cpu().numpy())
-        rows.append([loader.upright(each) for each in (before, masked, after)])
+        rows.append([loader.upright(name, each) for each in (before, masked, after)])
     return rows
 
 
 def reconstruction_preview(method: Method, loader: Loader, out: Path, count: int = 4, seed: int = 0) -> list[Path]:
     """Write one PNG an input, `NAME.png` in the folder `out`: original, what the encoder saw, what the method made."""
-    batch = collate(read_some(loader, count, seed)).to(next(method.parameters()).device)
-    keys = sample_keys(torch.Generator().manual_seed(seed), len(batch), batch.device)
+    titles = ("original", "seen by the encoder", "reconstruction")
+    drawn: dict[str, Path] = {}
     was_training = method.training
     method.eval()
     try:
-        panels = method.preview(batch, keys)
+        for members in _kinds(loader):
+            batch = collate(read_some(loader, count, seed, members)).to(next(method.parameters()).device)
+            if set(batch.tensors) <= set(drawn):
+                continue
+            keys = sample_keys(torch.Generator().manual_seed(seed), len(batch), batch.device)
+            names = [meta.group[:24] for meta in batch.metas]
+            for name, panel in method.preview(batch, keys).items():
+                if name not in drawn:
+                    figure = _grid_figure(draw_panel(panel, name, loader), titles, names)
+                    drawn[name] = _save(figure, out / f"{name}.png")
     finally:
         method.train(was_training)
-    names = [meta.group[:24] for meta in batch.metas]
-    titles = ("original", "seen by the encoder", "reconstruction")
-    return [
-        _save(_grid_figure(draw_panel(panel, name, loader), titles, names), out / f"{name}.png")
-        for name, panel in panels.items()
-    ]
+    return list(drawn.values())
+
+
+def _kinds(loader: Loader) -> list[list[int] | None]:
+    """Samples that may share a batch, by bucket; None where all may."""
+    bucket_of = loader.buckets()
+    return [None] if bucket_of is None else [np.flatnonzero(bucket_of == one).tolist() for one in np.unique(bucket_of)]
 
 
 def save_previews(run: Run, method: Method, loader: Loader, count: int = 4, seed: int = 0) -> list[Path]:
@@ -223,7 +239,7 @@ def mask_preview(
     ]
     return _save(
         _grid_figure(
-            [[loader.upright(pictures[number]) for number in kept] for pictures in rows],
+            [[loader.upright(name, pictures[number]) for number in kept] for pictures in rows],
             [titles[number] for number in kept],
             [sample.meta.group[:24] for sample in samples],
             per_band=PER_BAND,

@@ -88,8 +88,8 @@ class TaskModel(nn.Module):
         return F.interpolate(logits, size=size, mode=_LINEAR[grid.ndim], align_corners=False)
 
     def spatial(self, batch: Batch) -> tuple[int, ...]:
-        """Pixels along each axis of the (first) input."""
-        return tuple(batch[next(iter(self.encoder.inputs))].shape[2:])
+        """Pixels along each axis of the (first) input that the batch holds."""
+        return tuple(next(batch[name] for name in self.encoder.inputs if name in batch.tensors).shape[2:])
 
     def loss(self, out: Tensor, truth: Tensor) -> Tensor:
         """Cross-entropy, binary cross-entropy a label, or squared error of standardised numbers; mean over what has one.

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskwright.core.errors import ConfigError, DataError
@@ -49,6 +51,7 @@ class Plan:
         world: processes.
         accumulate: forward passes an optimiser step.
         steps: optimiser steps of the whole run.
+        buckets: samples of each bucket, where a batch must not mix them; empty where all go together.
     """
 
     length: int
@@ -56,6 +59,7 @@ class Plan:
     world: int
     accumulate: int
     steps: int
+    buckets: tuple[int, ...] = ()
 
     @property
     def global_batch(self) -> int:
@@ -65,7 +69,11 @@ class Plan:
     @property
     def micro_per_epoch(self) -> int:
         """Forward passes an epoch, over all accumulated ones; the rest of the samples waits for another epoch."""
-        return max(1, self.length // (self.batch * self.world))
+        return sum(self.blocks_of(size) for size in self.buckets or (self.length,))
+
+    def blocks_of(self, size: int) -> int:
+        """Global batches that a bucket of so many samples gives an epoch; a bucket too small for one gives all it has."""
+        return max(1, size // (self.batch * self.world)) if size >= self.world else 0
 
     def epoch_of(self, step: int) -> int:
         """Epoch (0-based) in which optimiser step `step` begins."""
@@ -76,24 +84,42 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) from forward pass `start` to the end of the run, for one of several processes.
 
     Each epoch is a fresh permutation from (seed, epoch); process r takes rows r, r + world, ... of each global batch.
+
+    Args:
+        bucket_of: (N,) bucket of each sample, if batches must not mix them. Each bucket is permuted by itself, and then
+            the order of all global batches of the epoch.
     """
 
-    def __init__(self, plan: Plan, seed: int, start: int = 0, rank: int = 0) -> None:
-        self.plan, self.seed, self.start, self.rank = plan, seed, start, rank
+    def __init__(
+        self, plan: Plan, seed: int, start: int = 0, rank: int = 0, bucket_of: np.ndarray | None = None
+    ) -> None:
+        self.plan, self.seed, self.start, self.rank, self.bucket_of = plan, seed, start, rank, bucket_of
 
     def __len__(self) -> int:
         return self.plan.steps * self.plan.accumulate - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        plan, rows = self.plan, self.plan.batch * self.plan.world
-        order, order_epoch = torch.empty(0), -1
+        blocks: list[Tensor] = []
+        blocks_epoch = -1
         for micro in range(self.start, self.start + len(self)):
-            epoch, place = divmod(micro, plan.micro_per_epoch)
-            if epoch != order_epoch:
-                order = torch.randperm(plan.length, generator=generator_for(self.seed, ORDER, epoch))
-                order_epoch = epoch
-            block = order[place * rows : (place + 1) * rows]
-            yield [(epoch, int(index)) for index in block[self.rank :: plan.world]]
+            epoch, place = divmod(micro, self.plan.micro_per_epoch)
+            if epoch != blocks_epoch:
+                blocks, blocks_epoch = self._blocks(epoch), epoch
+            yield [(epoch, int(index)) for index in blocks[place][self.rank :: self.plan.world]]
+
+    def _blocks(self, epoch: int) -> list[Tensor]:
+        """Indices of each global batch of an epoch."""
+        plan, rows = self.plan, self.plan.batch * self.plan.world
+        if self.bucket_of is None:
+            order = torch.randperm(plan.length, generator=generator_for(self.seed, ORDER, epoch))
+            return [order[place * rows : (place + 1) * rows] for place in range(plan.micro_per_epoch)]
+        blocks = []
+        for number, size in enumerate(plan.buckets):
+            members = torch.from_numpy(np.flatnonzero(self.bucket_of == number))
+            order = members[torch.randperm(size, generator=generator_for(self.seed, ORDER, epoch, number + 1))]
+            blocks += [order[place * rows : (place + 1) * rows] for place in range(plan.blocks_of(size))]
+        mixed = torch.randperm(len(blocks), generator=generator_for(self.seed, ORDER, epoch, 0))
+        return [blocks[number] for number in mixed]
 
 
 class SampleReader(Dataset[Sample | BadFile]):
@@ -145,7 +171,7 @@ def make_dataloader(
     """Batches from forward pass `start` on."""
     return DataLoader(
         SampleReader(loader, seed),
-        batch_sampler=StepSampler(plan, seed, start, rank),
+        batch_sampler=StepSampler(plan, seed, start, rank, loader.buckets()),
         collate_fn=collate_or_error,
         num_workers=workers,
         worker_init_fn=quiet_worker if workers else None,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskwright.core.build import build
 from maskwright.core.errors import DataError, TrainingStopped
+from maskwright.core.loader import Loader
 from maskwright.core.masking import sample_keys
 from maskwright.core.recipe import Recipe
 from maskwright.core.sample import Batch, Sample, collate
+from maskwright.core.statistics import spread
 from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.data import PREPARE, READ, Plan, generator_for
 from maskwright.core.trainer.optim import make_optimizer
@@ -76,13 +81,31 @@ class Forecast:
         return self.sample_bytes * self.plan.global_batch * self.plan.steps
 
 
-def _read(loader: object, seed: int) -> tuple[list[Sample], float, list[str]]:
+def _largest(loader: Loader) -> Sequence[int]:
+    """Samples that may share a batch; where there are several kinds, those of the kind whose first has the most bytes."""
+    bucket_of = loader.buckets()
+    if bucket_of is None:
+        return range(len(loader))
+    sizes = []
+    for one in np.unique(bucket_of):
+        members = np.flatnonzero(bucket_of == one).tolist()
+        with contextlib.suppress(DataError):
+            tensors = loader.read(members[0]).tensors.values()
+            sizes.append((sum(t.numel() * t.element_size() for t in tensors), members))
+    return max(sizes, key=lambda pair: pair[0])[1] if sizes else range(len(loader))
+
+
+def _read(loader: Loader, seed: int) -> tuple[list[Sample], float, list[str]]:
     samples, notes, seconds = [], [], 0.0
-    length = len(loader)  # type: ignore[arg-type]
-    for index in torch.linspace(0, length - 1, min(SAMPLES, length)).round().int().tolist():
+    choice = _largest(loader)
+    length = len(choice)
+    if length < len(loader):
+        notes.append("Samples are of several kinds, and this forecast is of the largest.")
+    for place in spread(length, SAMPLES):
+        index = choice[place]
         started = time.perf_counter()
         try:
-            samples.append(loader.read(index, generator_for(seed, READ, 0, index)))  # type: ignore[attr-defined]
+            samples.append(loader.read(index, generator_for(seed, READ, 0, index)))
         except DataError as error:
             notes.append(f"A sample could not be read: {error}")
         seconds = time.perf_counter() - started  # the last one: caches are warm
@@ -105,7 +128,7 @@ def dry_run(recipe: Recipe, out: str | Path = "runs") -> Forecast:
     built = build(recipe)
     check_bad_files(built)
     settings = resolve_trainer(recipe.trainer, len(built.loader))
-    plan = make_plan(settings, len(built.loader))
+    plan = make_plan(settings, len(built.loader), built.loader.buckets())
     samples, read_seconds, notes = _read(built.loader, recipe.seed)
     if built.loader.bad_files:
         notes.append(f"{len(built.loader.bad_files)} files are left out, the first: {built.loader.bad_files[0].reason}")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from maskwright.core.build import Built, build
@@ -161,10 +162,15 @@ def resolve_trainer(settings: TrainerSection, samples: int) -> TrainerSection:
     )
 
 
-def make_plan(settings: TrainerSection, samples: int) -> Plan:
-    """Sizes of a run with resolved settings."""
+def make_plan(settings: TrainerSection, samples: int, bucket_of: np.ndarray | None = None) -> Plan:
+    """Sizes of a run with resolved settings.
+
+    Args:
+        bucket_of: (N,) bucket of each sample, see `Loader.buckets`.
+    """
     world = int(settings.devices) * settings.nodes
-    plan = Plan(samples, settings.batch_size, world, settings.accumulate, 1)
+    buckets = () if bucket_of is None else tuple(np.bincount(bucket_of).tolist())
+    plan = Plan(samples, settings.batch_size, world, settings.accumulate, 1, buckets)
     steps = settings.max_steps or max(1, settings.epochs * plan.micro_per_epoch // settings.accumulate)
     return replace(plan, steps=steps)
 
@@ -214,7 +220,7 @@ def _train_locked(run: Run, built: Built, start: checkpoints.Checkpoint | None) 
     recipe = built.recipe.model_copy(update={"trainer": settings})
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    plan = make_plan(settings, len(built.loader))
+    plan = make_plan(settings, len(built.loader), built.loader.buckets())
     if plan.world > 1 and _rank() == 0:
         os.environ[RUN_VARIABLE] = str(run.path.resolve())
     first = _rank() == 0

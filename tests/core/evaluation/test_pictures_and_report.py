@@ -36,7 +36,7 @@ class Stripes:
         scaled = (tensor[0] / 40 * 255).clamp(0, 255).byte().numpy()
         return np.stack([scaled] * 3, axis=-1)
 
-    def upright(self, picture):
+    def upright(self, name, picture):
         return picture
 
 

@@ -79,3 +79,26 @@ def test_broken_and_non_finite_files_are_named_not_replaced(images):
     assert broken.path == str(files[2])
     assert isinstance(nan, BadFile)
     assert "NaN or Inf in 0.4% of its values" in nan.reason
+
+
+def test_buckets_never_mix_and_every_sample_has_its_turn():
+    bucket_of = np.array([0] * 7 + [1] * 4 + [2])
+    plan = Plan(12, batch=2, world=1, accumulate=1, steps=18, buckets=(7, 4, 1))
+    assert plan.micro_per_epoch == 3 + 2 + 1
+    batches = list(StepSampler(plan, seed=3, bucket_of=bucket_of))
+    assert len(batches) == 18
+    epochs = [batches[at : at + 6] for at in (0, 6, 12)]
+    for number, epoch in enumerate(epochs):
+        seen = [index for batch in epoch for _, index in batch]
+        assert len(set(seen)) == len(seen) == 6 + 4 + 1
+        assert {e for batch in epoch for e, _ in batch} == {number}
+        assert all(len(set(bucket_of[[index for _, index in batch]])) == 1 for batch in epoch)
+    assert epochs[0] != epochs[1]
+    kinds = [[bucket_of[batch[0][1]] for batch in epoch] for epoch in epochs]
+    assert kinds[0] != kinds[1] or kinds[1] != kinds[2]  # buckets take turns in no fixed order
+    assert list(StepSampler(plan, seed=3, start=7, bucket_of=bucket_of)) == batches[7:]  # as a resumed run does
+    shared = Plan(12, batch=1, world=2, accumulate=1, steps=18, buckets=(7, 4, 1))
+    parts = [list(StepSampler(shared, 3, rank=rank, bucket_of=bucket_of)) for rank in (0, 1)]
+    assert shared.micro_per_epoch == 3 + 2  # one sample cannot be shared by two processes
+    assert len(parts[0]) == len(parts[1]) == 18
+    assert all(len(a) == len(b) == 1 for a, b in zip(*parts, strict=True))
