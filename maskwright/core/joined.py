@@ -68,6 +68,9 @@ class JoinedLoader(Loader):
     def picture(self, name: str, tensor: Tensor) -> np.ndarray:
         return self._of(name).picture(name, tensor)
 
+    def middle(self, name: str, tensor: Tensor) -> int:
+        return self._of(name).middle(name, tensor)
+
     def upright(self, name: str, picture: np.ndarray) -> np.ndarray:
         return self._of(name).upright(name, picture)
 

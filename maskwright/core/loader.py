@@ -85,6 +85,10 @@ class Loader(ABC):
         Rows and columns keep the order of the tensor, as masks are laid over them.
         """
 
+    def middle(self, name: str, tensor: Tensor) -> int:
+        """Which slice along D of a volume (C, D, H, W) a picture shows."""
+        return tensor.shape[1] // 2
+
     def upright(self, name: str, picture: np.ndarray) -> np.ndarray:
         """Turn a finished picture (H, W, 3) of one tensor as people of this domain look at it, where that is not its order."""
         return picture

@@ -54,6 +54,12 @@ def register_encoders() -> list[Component]:
             "SparK, 2023",
         ),
         Component(
+            "swin",
+            "maskwright.core.encoder.swin:SwinTransformer",
+            "Swin transformer on images and volumes; hidden tokens are replaced, not dropped.",
+            "Swin, 2021; NeRF-MAE, 2024",
+        ),
+        Component(
             "outside",
             "maskwright.core.encoder.outside:OutsideEncoder",
             "Models of timm, and torch modules of your own.",

@@ -15,12 +15,15 @@ from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.evaluation.task import Targets
 from maskwright.core.evaluation.task_model import TaskModel
 from maskwright.core.sample import BadFile, Batch, Sample
-from maskwright.core.scene import MapFormat, Scene, Window
+from maskwright.core.scene import MapFormat, MapWriter, Scene, Window
 from maskwright.core.task_folder import TaskFolder
 from maskwright.core.tiling import Blend, Tiling
 
 if TYPE_CHECKING:
     from maskwright.core.predict import Job
+
+Piece = tuple[Window, np.ndarray, np.ndarray]
+"""A part of a scene, and what is said of it, see `blended`."""
 
 
 def predict_maps(job: Job) -> tuple[list[Path], int, int, list[BadFile]]:
@@ -134,7 +137,8 @@ def _predict_scene(job: Job, model: TaskModel, scene: Scene, paths: Sequence[Pat
     for path in paths:  # what a killed process of this share left
         for leftover in path.parent.glob(f".{path.name}.*.tmp") if path.parent.is_dir() else ():
             leftover.unlink(missing_ok=True)
-    tiling = Tiling.of(scene.shape, job.size, job.overlap, margin)
+    images = [_Slice(scene, number) for number in range(scene.shape[0])] if scene.stacked else [scene]
+    tiling = Tiling.of(images[0].shape, job.size, job.overlap, margin)
     form = class_format(job.folder)
     codes, nodata = (np.array(values, dtype=form.dtype) for values in (_codes(model.targets), form.nodata))
     with contextlib.ExitStack() as stack:
@@ -143,15 +147,39 @@ def _predict_scene(job: Job, model: TaskModel, scene: Scene, paths: Sequence[Pat
         shares = None
         if job.probabilities:
             shares = stack.enter_context(scene.writer(paths[0], probability_format(job.folder)))
-        for window, means, valid in blended(model, scene, tiling, job.folder.fill, job.batch_size):
-            classes.write(window, np.where(valid, codes[means.argmax(0)], nodata)[None])
-            if shares is not None:
-                shares.write(window, np.where(valid, means, np.float32("nan")))
+        for number, image in enumerate(images):
+            pieces = blended(model, image, tiling, job.folder.fill, job.batch_size)
+            for window, means, valid in _whole(pieces, number, image.shape) if scene.stacked else pieces:
+                classes.write(window, np.where(valid, codes[means.argmax(0)], nodata)[None])
+                if shares is not None:
+                    shares.write(window, np.where(valid, means, np.float32("nan")))
+
+
+class _Slice(Scene):
+    """One image of a stack, as a scene of its own."""
+
+    def __init__(self, stack: Scene, number: int) -> None:
+        self.stack, self.number = stack, number
+        self.name, self.sources, self.suffix, self.shape = stack.name, stack.sources, stack.suffix, stack.shape[1:]
+
+    def read(self, window: Window) -> Sample:
+        return self.stack.read((slice(self.number, self.number + 1), *window))
+
+    def writer(self, path: Path, form: MapFormat) -> contextlib.AbstractContextManager[MapWriter]:
+        return self.stack.writer(path, form)
+
+
+def _whole(pieces: Iterator[Piece], number: int, shape: tuple[int, ...]) -> Iterator[Piece]:
+    """Pieces of one image of a stack put together: one piece of the stack."""
+    kept = [(means, valid.copy()) for _, means, valid in pieces]  # `valid` is overwritten by the rows that follow
+    means, valid = zip(*kept, strict=True)
+    window = (slice(number, number + 1), *(slice(0, length) for length in shape))
+    yield window, np.concatenate(means, axis=1)[:, None], np.concatenate(valid)[None]
 
 
 def blended(
     model: TaskModel, scene: Scene, tiling: Tiling, fill: dict[str, list[float]], batch_size: int
-) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
+) -> Iterator[Piece]:
     """Probabilities of a scene from top to bottom: (window, (K, rows, *rest) float32, (rows, *rest) where data are).
 
     Holds one window's height of rows, in float64. Windows without any data are not computed.

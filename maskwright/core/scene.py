@@ -55,6 +55,9 @@ class Scene(ABC):
     """Pixels along each spatial axis."""
     suffix: str
     """File name ending of its maps, such as ".tif"."""
+    stacked: bool = False
+    """Whether the first axis counts images that are predicted one by one, as a volume's slices; the model sees no such
+    axis, and `read` gives (C, *rest) of one of them."""
 
     @abstractmethod
     def read(self, window: Window) -> Sample:

@@ -16,7 +16,7 @@ from torch import Tensor
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.loader import Loader, Statistics
 from maskwright.core.sample import Meta, Sample, TensorSpec
-from maskwright.core.statistics import Running, spread
+from maskwright.core.statistics import cached, compute, fingerprint
 from maskwright.medical import windows
 from maskwright.medical.dicom import SUFFIXES as DICOM_SUFFIXES
 from maskwright.medical.find import find_volumes, holds_volumes
@@ -26,8 +26,6 @@ from maskwright.medical.nifti import SUFFIXES as NIFTI_SUFFIXES
 from maskwright.medical.volume import Box, Shape, View, Volume, set_aside
 
 ORIENTATIONS = [x + y + z for x in "RL" for y in "AP" for z in "SI"]
-MAX_SAMPLES = 64
-"""Samples that statistics are taken from, spread evenly over all."""
 LARGEST_CODE = 2**24
 """Label codes up to here are exact in float32."""
 Window = str | tuple[float, float] | None
@@ -84,6 +82,8 @@ class MedicalLoader(Loader):
             raise ConfigError(f"data.spacing={list(spacing)}: millimetres above 0 are needed.")
         if max_voxels < 1 or cache < 0:
             raise ConfigError("data.max_voxels must be at least 1, and data.cache 0 or more.")
+        self._reading = {"spacing": list(spacing), "orientation": orientation, "window": window, "volume": volume}
+        self._reading |= self._extent()
         self.path, self.limits = Path(path), windows.window_range(window)
         self._named_window, self._volume = isinstance(window, str), volume
         found = find_volumes(path, self.single, group_pattern, salt_file, max_voxels, cache)
@@ -120,6 +120,10 @@ class MedicalLoader(Loader):
             reason = self.bad_files[0].reason if self.bad_files else "no NIfTI file and no DICOM series is in it"
             found_none = "" if self.path.is_file() else "holds no usable volume: "
             raise DataError(path, f"{found_none}{reason.rstrip('.')}")
+
+    @abstractmethod
+    def _extent(self) -> dict[str, Any]:
+        """Options of the subclass that change what a sample holds."""
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -224,16 +228,15 @@ class MedicalLoader(Loader):
 
     @functools.cached_property
     def _statistics(self) -> dict[str, Statistics]:
-        """Of up to `MAX_SAMPLES` samples as they are read without anything random."""
-        running, reason = Running(self.spec[self.input_name].channel_count or 1), ""
-        for index in spread(len(self), MAX_SAMPLES):
-            try:
-                running.add(self.read(index)[self.input_name].numpy())
-            except DataError as error:  # the trainer sets the file aside when it meets it
-                reason = reason or str(error)
-        if not running.count.any():
-            raise DataError(self.path, f"no volume can be read for statistics: {reason.rstrip('.')}")
-        return {self.input_name: running.result()}
+        """Of up to 64 samples as they are read without anything random, kept in the user's cache folder."""
+
+        def read(index: int) -> dict[str, np.ndarray]:
+            return {self.input_name: self.read(index)[self.input_name].numpy()}
+
+        files = {file for view in self.views for file in view.volume.files}
+        key = fingerprint(files, {"loader": type(self).__name__, **self._reading})
+        counts = {name: spec.channel_count for name, spec in self.spec.items()}
+        return cached(key, counts, lambda: compute(len(self), read, self.path))
 
     # labels --------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from maskwright.core.errors import DataError
-from maskwright.core.trainer.files import DiskFullError, atomic
+from maskwright.core.trainer.files import DiskFullError, atomic, user_folder
 
 CHUNK = 2**20
 TRAILING = 2**20
@@ -23,12 +23,6 @@ IN_USE = 24 * 3600
 """Seconds since the last use after which a copy may make room for another. So data that do not fit in the cache are
 partly cached, rather than each copy being thrown away just before it is needed again."""
 _inflating = threading.Lock()
-
-
-def user_folder() -> Path:
-    """`MASKWRIGHT_CACHE`, or the user's cache folder."""
-    chosen = os.environ.get("MASKWRIGHT_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskwright"
 
 
 def private_folder(name: str) -> Path:

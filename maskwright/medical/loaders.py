@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +17,7 @@ from maskwright.medical.base import MedicalLoader
 from maskwright.medical.volume import View
 
 if TYPE_CHECKING:
-    from maskwright.medical.scenes import VolumeScene
+    from maskwright.medical.scenes import SliceScene, VolumeScene
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Axis of a view that slices of each kind follow one another along."""
@@ -62,6 +62,9 @@ class VolumeLoader(MedicalLoader):
             self.whole = self.size[::-1]
         super().__init__(path, spacing if isinstance(spacing, (tuple, list)) else (spacing,) * 3, **reading)
         self._spec(self.channels)
+
+    def _extent(self) -> dict[str, Any]:
+        return {"size": self.size, "whole": self.whole}
 
     def __len__(self) -> int:
         return len(self.views)
@@ -126,8 +129,9 @@ class SliceLoader(MedicalLoader):
     ) -> None:
         if context < 0 or (slices is not None and slices < 1):
             raise ConfigError(f"data.context={context}, data.slices={slices}: 0 or more, and 1 or more, are needed.")
-        self.size, self.context, self.axis = _sizes(size, 2), context, AXES[axis]
+        self.size, self.context, self.axis, self._count = _sizes(size, 2), context, AXES[axis], slices
         self.columns, self.rows = [other for other in range(3) if other != self.axis]
+        self._plane = (self.rows, self.columns)
         within = spacing if isinstance(spacing, (tuple, list)) else (spacing, spacing)
         wanted: list[float | None] = [None, None, None]
         wanted[self.columns], wanted[self.rows] = within
@@ -137,6 +141,9 @@ class SliceLoader(MedicalLoader):
         self.ends = list(accumulate(map(len, self.chosen)))
         names = tuple(f"slice {at:+d}" if at else "slice" for at in range(-context, context + 1))
         self._spec(self.channels * len(names), names if self.channels == 1 and context else None)
+
+    def _extent(self) -> dict[str, Any]:
+        return {"size": self.size, "axis": self.axis, "context": self.context, "slices": self._count}
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -149,21 +156,47 @@ class SliceLoader(MedicalLoader):
         self._check_index(index)
         view, number = self._place(index)
         at = self.chosen[number][index - (self.ends[number - 1] if number else 0)]
-        depth = view.shape[self.axis]
-        first, last = max(0, at - self.context), min(depth - 1, at + self.context)
-        size, start = list(view.shape), [0, 0, 0]
+        size = list(view.shape)
         if self.size is not None:
             size[self.rows], size[self.columns] = self.size
-            start = corner(view.shape, size, generator)
-        size[self.axis], start[self.axis] = last - first + 1, first
-        values = self._read(view, start, size)
+        start = [0, 0, 0] if self.size is None else corner(view.shape, size, generator)
+        return self.read_slice(number, at, [start[a] for a in self._plane], [size[a] for a in self._plane])
+
+    def read_slice(
+        self, number: int, at: int, starts: Sequence[int], sizes: Sequence[int], fill: bool = True
+    ) -> Sample:
+        """A box of slice `at` of volume `number`, with its neighbours as channels.
+
+        Args:
+            starts, sizes: along H and W.
+            fill: put the lowest value that was read where the file has none; else NaN stays.
+        """
+        view = self.views[number]
+        depth = view.shape[self.axis]
+        first, last = max(0, at - self.context), min(depth - 1, at + self.context)
+        start, size = [first] * 3, [last - first + 1] * 3
+        for axis, begin, extent in zip(self._plane, starts, sizes, strict=True):
+            start[axis], size[axis] = begin, extent
+        values = self._read(view, start, size, fill)
         slabs = torch.from_numpy(values).movedim(3 - self.axis, 1)  # (C, slices, H, W)
         neighbours = [min(max(at + off, 0), depth - 1) - first for off in range(-self.context, self.context + 1)]
         image = slabs[:, neighbours].flatten(0, 1).contiguous()
         start[self.axis] = at
+        index = (self.ends[number - 1] if number else 0) + bisect_left(self.chosen[number], at)
         meta = self._meta(index, view, start, (self.columns, self.rows, self.axis))
         meta.extra["slice"] = at
         return Sample({"image": image}, meta)
+
+    @classmethod
+    def scene_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Whole slices, and all of them."""
+        return {**options, "size": None, "slices": None}
+
+    def scenes(self) -> list[SliceScene]:
+        """Every volume as a stack of slices; maps of it are written on the source's own grid."""
+        from maskwright.medical.scenes import SliceScene
+
+        return [SliceScene(self, number) for number in range(len(self.views))]
 
     def bytes_per_sample(self) -> int:
         shape = self.views[0].shape
@@ -171,7 +204,7 @@ class SliceLoader(MedicalLoader):
         return 4 * (self.spec["image"].channel_count or 1) * height * width
 
     def _picture_axes(self) -> tuple[int, int]:
-        return self.rows, self.columns
+        return self._plane
 
 
 def _sizes(size: int | Sequence[int] | None, axes: int) -> tuple[int, ...] | None:

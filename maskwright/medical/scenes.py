@@ -17,7 +17,7 @@ from maskwright.medical.volume import View
 from maskwright.medical.writers import header_for, restored, write_bands
 
 if TYPE_CHECKING:
-    from maskwright.medical.loaders import VolumeLoader
+    from maskwright.medical.loaders import SliceLoader, VolumeLoader
 
 
 class VolumeScene(Scene):
@@ -40,6 +40,25 @@ class VolumeScene(Scene):
         return write_map(path, self.view, form)
 
 
+class SliceScene(Scene):
+    """The slices of volume `number` of a loader, (slices, H, W), of which a model sees one at a time."""
+
+    suffix, stacked = ".nii.gz", True
+
+    def __init__(self, loader: SliceLoader, number: int) -> None:
+        view = loader.views[number]
+        self.loader, self.number, self.view = loader, number, view
+        self.name, self.sources = view.volume.name, list(view.volume.files)
+        self.shape = tuple(view.shape[axis] for axis in (loader.axis, loader.rows, loader.columns))
+
+    def read(self, window: Window) -> Sample:
+        (at, *starts), sizes = [part.start for part in window], [part.stop - part.start for part in window[1:]]
+        return self.loader.read_slice(self.number, at, starts, sizes, fill=False)
+
+    def writer(self, path: Path, form: MapFormat) -> Any:
+        return write_map(path, self.view, form, self.loader.axis)
+
+
 class _Slabs(MapWriter):
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.filled = values, 0
@@ -55,8 +74,11 @@ class _Slabs(MapWriter):
 
 
 @contextmanager
-def write_map(path: Path, view: View, form: MapFormat) -> Iterator[MapWriter]:
+def write_map(path: Path, view: View, form: MapFormat, axis: int = 2) -> Iterator[MapWriter]:
     """A NIfTI map on the source's grid; it waits in an unnamed file beside it, so that memory stays small.
+
+    Args:
+        axis: of the view (0 is x) that pieces follow one another along.
 
     Raises:
         DataError: it cannot be written. DiskFullError: no space.
@@ -64,11 +86,12 @@ def write_map(path: Path, view: View, form: MapFormat) -> Iterator[MapWriter]:
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype, shape = np.dtype(form.dtype), (len(form.bands), *view.shape[::-1])
     with tempfile.TemporaryFile(dir=path.parent) as waiting:
-        slabs = _Slabs(np.memmap(waiting, dtype, "w+", shape=shape))
+        values = np.memmap(waiting, dtype, "w+", shape=shape)
+        slabs = _Slabs(np.moveaxis(values, 3 - axis, 1))
         yield slabs
-        if slabs.filled != shape[1]:
-            raise ValueError(f"{path}: only {slabs.filled} of {shape[1]} slices were given")
+        if slabs.filled != view.shape[axis]:
+            raise ValueError(f"{path}: only {slabs.filled} of {view.shape[axis]} slices were given")
         header = header_for(view.volume, dtype, len(form.bands), path)
         header["descrip"] = ("model " + form.tags.get("model", ""))[:79].encode() if form.tags else b""
         back = restored(view)
-        write_bands(path, header, (back(band) for band in slabs.values))
+        write_bands(path, header, (back(band) for band in values))

@@ -21,7 +21,7 @@ from maskwright.core.sample import BadFile, Meta, Sample
 from maskwright.remote_sensing.indices import normalised_differences
 from maskwright.remote_sensing.raster import SUFFIXES, Box, Header, read_classes_onto, read_colours
 from maskwright.remote_sensing.scenes import RasterScene, raster_scenes
-from maskwright.remote_sensing.statistics import cached, compute, fingerprint
+from maskwright.core.statistics import cached, compute, fingerprint
 from maskwright.remote_sensing.windows import Windows
 
 

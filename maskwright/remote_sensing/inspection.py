@@ -13,7 +13,7 @@ from maskwright.remote_sensing.image import Source
 from maskwright.remote_sensing.pairs import find_pairs
 from maskwright.remote_sensing.raster import Header, read_header
 from maskwright.remote_sensing.sources import find_images, source_of
-from maskwright.remote_sensing.statistics import compute, spread
+from maskwright.core.statistics import compute, spread
 from maskwright.remote_sensing.windows import Windows
 
 WITH_STATISTICS = 8

@@ -25,6 +25,7 @@ from tests.conftest import write_images
 from tests.toy_plugin import NpyLoader, ToyMae
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+SWIN = {"patch_size": 2, "width": 12, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
 
 # ours keep them ---------------------------------------------------------------------------------------------------
 
@@ -49,7 +50,8 @@ def test_core_plugin(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(6, 3, 8, 8)).astype(np.float32))
     parts = {"arrays": {"path": "x.npy"}}
     data = {"arrays": tmp_path / "x.npy", "mixed": tmp_path}
-    lines = check_plugin("core", options={"encoder:vit": VIT, "loader:mixed": {"parts": parts}}, data=data)
+    options = {"encoder:vit": VIT, "encoder:swin": SWIN, "loader:mixed": {"parts": parts}}
+    lines = check_plugin("core", options=options, data=data)
     assert any(line.startswith("encoder vit: keeps its contract") for line in lines)
     assert all("not checked" not in line for line in lines)
 

@@ -1,5 +1,7 @@
 """The loaders `volumes` and `slices`: the contract, crops, windows, groups, labels, scenes."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -304,3 +306,45 @@ def test_processes_that_start_together_hash_with_one_key(tmp_path, monkeypatch):
     assert len(keys[0]) == 64
     assert (tmp_path / "salt").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["salt"]
+
+
+def test_statistics_are_kept_in_the_cache(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKWRIGHT_CACHE", str(tmp_path))
+    found = VolumeLoader(folder, size=16).statistics()
+    (entry,) = (tmp_path / "statistics").iterdir()
+    again = VolumeLoader(folder, size=16)
+    monkeypatch.setattr(again, "read", lambda index: pytest.fail("was read again"))
+    assert again.statistics() == found
+    assert VolumeLoader(folder, size=16, window="lung").statistics() != found
+    assert SliceLoader(folder, size=16).statistics()["image"] != found["volume"]
+    assert len(list((tmp_path / "statistics").iterdir())) == 3
+    assert set(json.loads(entry.read_text())["volume"]) == {"mean", "std", "minimum", "maximum", "count"}
+
+
+def test_a_table_may_name_the_folder_of_a_series(tmp_path):
+    for number in range(3):
+        fake_series(tmp_path / "scans" / f"patient {number}" / "series", (16, 14, 4), seed=number)
+    (tmp_path / "t.csv").write_text("id,ill\n" + "".join(f"scans/patient {n}/series,{n}\n" for n in (2, 0, 1)))
+    loader = VolumeLoader(tmp_path / "scans")
+    assert labels_of(f"{tmp_path / 't.csv'}:ill", loader) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+def test_maps_made_of_slices_lie_where_the_volumes_lie(folder, tmp_path, axis):
+    loader = SliceLoader(folder, **SliceLoader.scene_options({"axis": axis, "size": 8, "slices": 2, "context": 1}))
+    for scene in loader.scenes():
+        path = tmp_path / f"{scene.name}{scene.suffix}"
+        rows, columns = scene.shape[1:]
+        with scene.writer(path, MapFormat("uint8", ("class",), 255)) as writer:
+            for at in range(scene.shape[0]):
+                whole = (slice(at, at + 1), slice(0, rows), slice(0, columns))
+                sample = scene.read(whole)
+                assert sample["image"].shape == (3, rows, columns)
+                assert (sample.meta.extra["slice"], loader.read(sample.meta.index).meta) == (at, sample.meta)
+                assert torch.equal(
+                    scene.read((whole[0], slice(2, 9), slice(3, 5)))["image"], sample["image"][:, 2:9, 3:5]
+                )
+                writer.write(whole, (sample["image"][1:2].numpy() < -500).astype(np.uint8)[None])
+        volume = scene.view.volume
+        air = volume.read(tuple(slice(0, length) for length in volume.shape)) < -500
+        assert np.array_equal(np.asarray(nib.load(path).dataobj), air)

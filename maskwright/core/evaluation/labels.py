@@ -92,7 +92,10 @@ def in_order(values: Any, loader: Loader, path: Path) -> list[Any]:
 
 
 def _by_file(by_name: dict[str, Any], loader: Loader, path: Path, key: str) -> list[Any]:
-    """Labels by the name of a sample's file: as written, relative to the table, its name, its stem, or its group."""
+    """Labels by the name of a sample's file: as written, relative to the table, its name, its stem, or its group.
+
+    Of a sample that several files of one folder make up, such as a DICOM series, also by that folder.
+    """
     folder = path.resolve().parent
     stems = {Path(name).stem: label for name, label in by_name.items()}
     found = []
@@ -102,6 +105,7 @@ def _by_file(by_name: dict[str, Any], loader: Loader, path: Path, key: str) -> l
         names = [str(source), str(resolved), source.name, source.stem, loader.group(index)]
         if resolved.is_relative_to(folder):
             names.insert(0, str(resolved.relative_to(folder)))
+        names += _folder_names(loader, index, folder)
         label = next((by_name[name] for name in names if name in by_name), None)
         found.append(stems.get(source.stem) if label is None else label)
     if all(label is None for label in found):
@@ -111,6 +115,20 @@ def _by_file(by_name: dict[str, Any], loader: Loader, path: Path, key: str) -> l
             f"names such as {source_of(loader, 0).name}",
         )
     return found
+
+
+def _folder_names(loader: Loader, index: int, beside: Path) -> list[str]:
+    """Names of the folder that holds all files of a sample of several files."""
+    try:
+        sources = loader.sources(index)
+    except DataError:
+        return []
+    places = {Path(source).resolve().parent for source in sources}
+    if len(sources) < 2 or len(places) > 1:
+        return []
+    (place,) = places
+    below = [str(place.relative_to(beside))] if place.is_relative_to(beside) else []
+    return [*below, str(place), place.name]
 
 
 def read_array(path: Path, member: str = "") -> np.ndarray:

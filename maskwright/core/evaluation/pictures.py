@@ -135,8 +135,12 @@ def draw_panel(panel: Panel, name: str, loader: Loader) -> list[list[np.ndarray]
     """Rows of [original, masked, filled] RGB pictures (H, W, 3) uint8, one row a sample, one stretch for all three."""
     rows = []
     for original, hidden, filled in zip(panel.original, panel.hidden, panel.reconstruction, strict=True):
-        if hidden.ndim == 3:  # a volume is drawn by its middle slice
-            middle = len(hidden) // 2
+        if panel.scattered:  # hidden points are not there
+            pictures = [loader.picture(name, points.cpu()) for points in (original, original[~hidden], filled)]
+            rows.append([loader.upright(name, each) for each in pictures])
+            continue
+        if hidden.ndim == 3:  # a volume is drawn by one slice
+            middle = loader.middle(name, original)
             original, hidden, filled = original[:, middle], hidden[middle], filled[:, middle]
         width = original.shape[-1]
         both = loader.picture(name, torch.cat([original, filled], dim=-1).cpu())

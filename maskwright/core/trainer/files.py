@@ -17,6 +17,12 @@ class DiskFullError(MaskwrightError):
     """A file could not be written for want of space; what was there before is whole."""
 
 
+def user_folder() -> Path:
+    """`MASKWRIGHT_CACHE`, or the user's cache folder."""
+    chosen = os.environ.get("MASKWRIGHT_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maskwright"
+
+
 def _permitted(mode: int) -> int:
     """Permissions of something new, as the process's umask has them."""
     mask = os.umask(0o022)

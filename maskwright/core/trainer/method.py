@@ -45,11 +45,14 @@ class Panel:
         original: (B, C, *size) in physical units.
         hidden: (B, *size) bool, True where it was hidden from the encoder.
         reconstruction: (B, C, *size) in physical units. Made without any statistic of hidden pixels.
+        scattered: the input is a set of points: original (B, N, C), hidden (B, N), reconstruction (B, M, C), which may
+            have another number of points.
     """
 
     original: Tensor
     hidden: Tensor
     reconstruction: Tensor
+    scattered: bool = False
 
 
 class Method(nn.Module, ABC):
@@ -101,6 +104,13 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def preview(self, batch: Batch, keys: Tensor) -> dict[str, Panel]:
         """What was hidden and how it was filled, for each input that a picture can be made of."""
+
+    def settled(self, batch: Batch) -> Batch:
+        """The batch with its tokens' layout written into it, where that follows from values which may be hidden.
+
+        Patches of points move with the points. The contract tests change hidden values of the batch that this gives.
+        """
+        return batch
 
     def prepare(self, loader: Loader, generator: torch.Generator) -> None:
         """Learn from the data what is no weight: the scaling of inputs, a tokenizer. Once, before the first step.
