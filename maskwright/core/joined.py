@@ -16,6 +16,7 @@ from torch import Tensor
 from maskwright.core.build import open_loader
 from maskwright.core.errors import ConfigError
 from maskwright.core.loader import Loader, Statistics
+from maskwright.core.masking.base import Grid
 from maskwright.core.sample import Sample
 
 
@@ -74,7 +75,7 @@ class JoinedLoader(Loader):
     def upright(self, name: str, picture: np.ndarray) -> np.ndarray:
         return self._of(name).upright(name, picture)
 
-    def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    def simple_features(self, sample: Sample, cells: Grid | None = None) -> dict[str, Tensor]:
         return self._of(next(iter(sample.tensors))).simple_features(sample, cells)
 
 

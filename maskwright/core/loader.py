@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.core.errors import ConfigError
+from maskwright.core.masking.base import Grid
 from maskwright.core.sample import BadFile, InputSpec, Sample
 
 if TYPE_CHECKING:
@@ -150,20 +151,21 @@ class Loader(ABC):
         """
         return np.full(len(x), np.nan), np.full(len(x), np.nan)
 
-    def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    def simple_features(self, sample: Sample, cells: Grid | None = None) -> dict[str, Tensor]:
         """Features that need no network, which pre-training must beat to be worth its while.
 
         A domain says here what suits it; this is the mean, deviation and deciles of each channel, and the raw values,
         averaged down to at most `RAW_VALUES`.
 
         Args:
-            cells: layout of tokens, to describe each cell of it rather than the whole sample.
+            cells: layout of tokens, to describe each cell of it rather than the whole sample; (N, d) `positions` where
+                they are scattered.
 
         Returns:
             (D,) each, or (N, D) for N cells in raster order.
         """
         if cells is not None:
-            return _cell_features(sample, cells)
+            return {} if cells.scattered else _cell_features(sample, cells.shape)
         summary, raw = [], []
         levels = torch.linspace(0.1, 0.9, 9)
         for tensor in sample.tensors.values():

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.loader import Loader, Statistics
+from maskwright.core.masking import Grid
 from maskwright.core.sample import BadFile, Meta, Sample
+from maskwright.core.statistics import cached, compute, fingerprint
 from maskwright.remote_sensing.indices import normalised_differences
 from maskwright.remote_sensing.raster import SUFFIXES, Box, Header, read_classes_onto, read_colours
 from maskwright.remote_sensing.scenes import RasterScene, raster_scenes
-from maskwright.core.statistics import cached, compute, fingerprint
 from maskwright.remote_sensing.windows import Windows
 
 
@@ -133,7 +134,7 @@ class RasterLoader(Loader):
         first = path if path.is_file() else next((file for file in sorted(path.rglob("*")) if _is_raster(file)), None)
         return {code: (str(code), colour) for code, colour in read_colours(str(first)).items()} if first else {}
 
-    def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    def simple_features(self, sample: Sample, cells: Grid | None = None) -> dict[str, Tensor]:
         """Statistics of each band and, for Sentinel-2, of the usual indices (NDVI ...); and the raw pixels."""
         features = super().simple_features(sample, cells)
         renamed = {"band statistics": features["channel statistics"]}

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from maskwright.core.errors import ConfigError, DataError
+from maskwright.core.statistics import compute, spread
 from maskwright.remote_sensing.alignment import check_overlap
 from maskwright.remote_sensing.image import Source
 from maskwright.remote_sensing.pairs import find_pairs
 from maskwright.remote_sensing.raster import Header, read_header
 from maskwright.remote_sensing.sources import find_images, source_of
-from maskwright.core.statistics import compute, spread
 from maskwright.remote_sensing.windows import Windows
 
 WITH_STATISTICS = 8

@@ -125,7 +125,7 @@ def test_settings():
         "d": "x",
     }
     assert parse_settings(["a.b.c=1", "a.b.d.e=2", "a.f=3"]) == {"a": {"b": {"c": 1, "d": {"e": 2}}, "f": 3}}
-    with pytest.raises(ConfigError, match='"a.b.c" and "a.b" cannot both be set'):
+    with pytest.raises(ConfigError, match=r'"a\.b\.c" and "a\.b" cannot both be set'):
         parse_settings(["a.b=1", "a.b.c=2"])
     for bad in ("a.b", "=1"):
         with pytest.raises(ConfigError, match="is no setting"):

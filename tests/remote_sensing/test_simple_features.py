@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import maskwright as mw
+from maskwright.core.masking import Grid
 
 SAMPLES = "maskwright/remote_sensing/samples/terramesh"
 
@@ -26,7 +27,7 @@ def test_indices_are_those_of_the_bands(loader):
 
 def test_cells_describe_their_own_pixels(loader):
     sample = loader.read(0)
-    cells = loader.simple_features(sample, (7, 7))
+    cells = loader.simple_features(sample, Grid((7, 7)))
     assert cells["raw pixels"].shape == (49, 14 * 64)
     assert cells["band and index statistics"].shape == (49, 2 * (14 + 4))
     patch = sample["optical"][:, 8:16, 16:24]  # cell (1, 2)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskwright.core.errors import DataError
 from maskwright.core import statistics
+from maskwright.core.errors import DataError
+from maskwright.core.statistics import cached, compute, spread
 from maskwright.remote_sensing.fake import fake_s1s2
 from maskwright.remote_sensing.loaders import PairLoader
-from maskwright.core.statistics import cached, compute, spread
 
 
 @pytest.fixture(autouse=True)

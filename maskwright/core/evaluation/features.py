@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maskwright.core.encoder.base import Encoder
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.evaluation.leaks import Fingerprint, fingerprint
 from maskwright.core.evaluation.task import IGNORE, Targets
 from maskwright.core.loader import Loader
+from maskwright.core.masking.base import Grid
 from maskwright.core.sample import BadFile, Batch, Meta, Sample
 from maskwright.core.trainer.data import generator_for, read_batches
 
@@ -37,7 +39,7 @@ class Survey:
         kept: for segmentation, the tokens of each sample that are items.
         item_sample: for segmentation, which of the samples each item (token) belongs to, (m,).
         pixels: for segmentation, (m, C) pixels of each class in an item.
-        cells: for segmentation, layout of the tokens.
+        cells: for segmentation, shape of the tokens' layout.
         simple: features without a network by name, (n or m, D).
     """
 
@@ -69,6 +71,34 @@ def pixel_counts(labels: np.ndarray, cells: tuple[int, ...], classes: int) -> np
     return flat.reshape(-1, classes)
 
 
+def point_counts(labels: np.ndarray, points: Tensor, centres: Tensor, classes: int) -> np.ndarray:
+    """How many points of each class are nearest to each centre: class numbers (P,), -1 to ignore, to (N, C).
+
+    Args:
+        points, centres: coordinates (P, d) and (N, d).
+    """
+    nearest = torch.cdist(points.float(), centres.float()).argmin(1).cpu().numpy()
+    known = labels != IGNORE
+    flat = np.bincount(nearest[known] * classes + labels[known], minlength=len(centres) * classes)
+    return flat.reshape(-1, classes)
+
+
+def item_counts(labels: np.ndarray, sample: Sample, grid: Grid, classes: int) -> np.ndarray:
+    """How many pixels or points of each class belong to each token of a sample: (N, C)."""
+    if grid.positions is None:
+        return pixel_counts(labels, grid.shape, classes)
+    points = next(iter(sample.tensors.values()))[:, : grid.positions.shape[-1]]
+    return point_counts(labels, points, grid.positions.to(points.device), classes)
+
+
+def grids_of(encoder: Encoder, batch: Batch) -> list[Grid]:
+    """The layout of each sample's tokens; one for all of them on a lattice."""
+    grid = encoder.embed(batch).grid
+    if grid.positions is None or grid.positions.ndim == 2:
+        return [grid] * len(batch)
+    return [Grid(grid.shape, positions.cpu()) for positions in grid.positions]
+
+
 def _kept_tokens(index: int, tokens: int, share: int, seed: int) -> np.ndarray:
     if share >= tokens:
         return np.arange(tokens)
@@ -95,18 +125,22 @@ def survey(
         DataError: nothing could be read, or no pixel has a label.
     """
     result = Survey(np.empty(0, np.int64), [], [], [])
+    lattice: Grid | None = None
     collected: dict[str, list[np.ndarray]] = {}
     owners, pixels = [], []
     for batch in read_batches(loader, batch_size, indices.tolist(), workers):
         result.bad += batch.bad
         samples = samples_of(batch)
-        if targets.dense and result.cells is None and samples:
-            result.cells = tuple(encoder.embed(samples[0]).grid.shape)
-        for sample in samples:
+        grids: list[Grid | None] = [lattice] * len(samples)
+        if targets.dense and lattice is None and samples:
+            grids = list(grids_of(encoder, batch))
+            lattice = None if grids[0] is None or grids[0].scattered else grids[0]
+            result.cells = None if grids[0] is None else grids[0].shape
+        for sample, grid in zip(samples, grids, strict=True):
             kept: Any = slice(None)
-            if targets.read is not None and result.cells is not None:
+            if targets.read is not None and grid is not None:
                 try:
-                    counts = pixel_counts(targets.read(sample), result.cells, targets.outputs)
+                    counts = item_counts(targets.read(sample), sample, grid, targets.outputs)
                 except DataError as error:
                     result.bad.append(BadFile(error.path, str(error)))
                     continue
@@ -120,7 +154,7 @@ def survey(
             result.metas.append(sample.meta)
             result.prints.append(fingerprint(sample))
             if simple:
-                for name, values in loader.simple_features(sample, result.cells).items():
+                for name, values in loader.simple_features(sample, grid).items():
                     collected.setdefault(name, []).append(
                         values.numpy()[kept] if targets.dense else values.numpy()[None]
                     )

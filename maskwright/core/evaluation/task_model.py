@@ -40,7 +40,7 @@ class TaskModel(nn.Module):
 
     Shapes:
         raw outputs (B, K): logits of classes, or numbers in the labels' own units. Segmentation: (B, K, *size) logits of
-        each pixel, linear between the centres of tokens.
+        each pixel, linear between the centres of tokens, or (B, K, P) of each point, see `between_centres`.
     """
 
     target_mean: Tensor
@@ -79,17 +79,23 @@ class TaskModel(nn.Module):
             out = self.head(embedding.pooled)
             return out * self.target_std + self.target_mean if self.kind == "regression" else out
         grid, size = embedding.grid, self.spatial(batch)
-        if grid.scattered or grid.ndim != len(size):
+        logits = self.head(embedding.tokens).movedim(-1, 1)
+        if grid.positions is not None:
+            return between_centres(logits, grid.positions, self._first(batch))
+        if grid.ndim != len(size):
             raise ConfigError(
                 f"Segmentation needs tokens on a lattice of {len(size)} axes, like its input; this encoder's lie on "
-                f"{'scattered points' if grid.scattered else grid.shape}."
+                f"{grid.shape}."
             )
-        logits = self.head(embedding.tokens).movedim(-1, 1).unflatten(2, grid.shape)
+        logits = logits.unflatten(2, grid.shape)
         return F.interpolate(logits, size=size, mode=_LINEAR[grid.ndim], align_corners=False)
 
     def spatial(self, batch: Batch) -> tuple[int, ...]:
         """Pixels along each axis of the (first) input that the batch holds."""
-        return tuple(next(batch[name] for name in self.encoder.inputs if name in batch.tensors).shape[2:])
+        return tuple(self._first(batch).shape[2:])
+
+    def _first(self, batch: Batch) -> Tensor:
+        return next(batch[name] for name in self.encoder.inputs if name in batch.tensors)
 
     def loss(self, out: Tensor, truth: Tensor) -> Tensor:
         """Cross-entropy, binary cross-entropy a label, or squared error of standardised numbers; mean over what has one.
@@ -121,3 +127,24 @@ class TaskModel(nn.Module):
             return self.probabilities(self(batch.to(self.target_mean.device)).float()).cpu()
         finally:
             self.train(was_training)
+
+
+def between_centres(values: Tensor, centres: Tensor, points: Tensor, neighbours: int = 3) -> Tensor:
+    """Values of scattered tokens at points: means of the three nearest, weighted by 1 / squared distance (PointNet++).
+
+    Args:
+        values: (B, K, N) of tokens.
+        centres: (B, N, d) or (N, d), where tokens are.
+        points: (B, P, d or more), coordinates first.
+
+    Returns:
+        (B, K, P).
+    """
+    at = points[..., : centres.shape[-1]].float()
+    distance, index = torch.cdist(at, centres.float().expand(len(at), -1, -1)).topk(
+        min(neighbours, centres.shape[-2]), largest=False
+    )
+    weights = 1 / (distance.square() + 1e-8)
+    weights = (weights / weights.sum(-1, keepdim=True)).to(values.dtype)
+    picked = torch.gather(values.transpose(1, 2), 1, index.flatten(1)[..., None].expand(-1, -1, values.shape[1]))
+    return (picked.unflatten(1, index.shape[1:]) * weights[..., None]).sum(2).transpose(1, 2)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.loader import RAW_VALUES, Loader, Statistics
+from maskwright.core.masking import Grid
 from maskwright.core.sample import Meta, Sample, TensorSpec
 from maskwright.core.statistics import Running, spread
 from maskwright.plugins.vision import colour
@@ -235,7 +236,7 @@ class ImageLoader(Loader):
             x = x / 257
         return x.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
-    def simple_features(self, sample: Sample, cells: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    def simple_features(self, sample: Sample, cells: Grid | None = None) -> dict[str, Tensor]:
         """Those of every loader, with raw values as a small image, and a histogram of colours (Swain and Ballard 1991).
 
         The histogram counts pixels in 4 x 4 x 4 bins of the first three channels, or 64 bins of grey.

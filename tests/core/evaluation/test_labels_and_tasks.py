@@ -2,12 +2,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import maskwright as mw
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.evaluation.features import merge_targets, pixel_counts
+from maskwright.core.evaluation.features import item_counts, merge_targets, pixel_counts
 from maskwright.core.evaluation.labels import labels_of
 from maskwright.core.evaluation.task import Classification, MultiLabel, Regression, Segmentation
+from maskwright.core.evaluation.task_model import between_centres
+from maskwright.core.masking import Grid
+from maskwright.core.sample import Meta, Sample
 from tests.conftest import write_images
 
 
@@ -163,3 +167,22 @@ def test_merged_targets_share_classes(loader, tmp_path):
     both = merge_targets(first, second, (12, 12))
     assert both.classes == ("x", "z", "y")
     assert both.values[[0, 1, 12, 13]].tolist() == [0, 1, 2, 1]
+
+
+def test_points_belong_to_the_nearest_centre():
+    centres = torch.tensor([[0.0, 0, 0], [10, 0, 0]])
+    points = torch.tensor([[1.0, 0, 0, 7], [9, 1, 0, 7], [4, 0, 0, 7], [11, 0, 3, 7], [0, 0, 1, 7]])
+    sample = Sample({"points": points}, Meta("a"))
+    labels = np.array([0, 1, 1, 1, -1])
+    assert item_counts(labels, sample, Grid((2,), centres), 2).tolist() == [[1, 1], [0, 2]]
+
+
+def test_values_between_scattered_centres():
+    """At a centre its own value; midway between two the mean; and inverse square distances, written out."""
+    centres = torch.tensor([[[0.0, 0, 0], [2, 0, 0], [0, 50, 0], [0, 0, 90]]])
+    values = torch.tensor([[[1.0, 3, 5, 100]]])
+    points = torch.tensor([[[0.0, 0, 0, 8], [2, 0, 0, 8], [1, 0, 0, 8], [0.5, 0, 0, 8]]])
+    found = between_centres(values, centres, points)[0, 0]
+    torch.testing.assert_close(found[:3], torch.tensor([1.0, 3.0, 2.0]), atol=2e-3, rtol=0)
+    weights = 1 / torch.tensor([0.25, 2.25, 2500.25])
+    torch.testing.assert_close(found[3], (weights * values[0, 0, :3]).sum() / weights.sum())

@@ -10,6 +10,7 @@ from torchvision import transforms
 
 from maskwright.core.build import open_loader
 from maskwright.core.errors import ConfigError, DataError
+from maskwright.core.masking import Grid
 from maskwright.core.sample import collate
 from maskwright.core.trainer.data import Plan, generator_for, make_dataloader, read_batches
 from maskwright.plugins.vision.loaders import ImageLoader
@@ -213,7 +214,7 @@ def test_pictures_and_simple_features(folder, tmp_path):
     histogram = features["colour histogram"]
     assert histogram.shape == (64,)
     assert histogram.sum().item() == pytest.approx(1)
-    assert set(loader.simple_features(sample, (4, 4))) == {"channel statistics", "raw values"}
+    assert set(loader.simple_features(sample, Grid((4, 4)))) == {"channel statistics", "raw values"}
     red = ImageLoader(write(tmp_path / "red.png", encoded(np.full((8, 8, 3), (255, 0, 0), np.uint8))), size=8)
     assert red.simple_features(red.read(0))["colour histogram"].argmax() == 3 * 16
 
