@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maskwright.core.errors import ConfigError
@@ -42,11 +43,13 @@ class Sample:
     """Named tensors of one place, scan, clip or row, and their `Meta`.
 
     `tensors` holds physical units as read, for example `optical` (12, H, W), `sar` (2, H, W), `volume` (1, D, H, W),
-    `points` (N, 3), `waveform` (T,), `video` (3, T, H, W).
+    `points` (N, 3), `waveform` (T,), `video` (3, T, H, W). Of those named in `variable` the last axis is as long as it
+    happens to be; a batch fills the shorter ones up with zeros and keeps their lengths.
     """
 
     tensors: dict[str, Tensor]
     meta: Meta
+    variable: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -62,11 +65,15 @@ class BadFile:
 
 @dataclass
 class Batch:
-    """Samples stacked: each tensor has a leading batch dimension B. `bad` lists what could not be read for it."""
+    """Samples stacked: each tensor has a leading batch dimension B. `bad` lists what could not be read for it.
+
+    `lengths` (B,) int64, by name, says how much of the last axis is real where samples differ in it; behind are zeros.
+    """
 
     tensors: dict[str, Tensor]
     metas: list[Meta]
     bad: list[BadFile] = field(default_factory=list)
+    lengths: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -79,11 +86,14 @@ class Batch:
         return next(iter(self.tensors.values())).device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors.items()}
-        return replace(self, tensors=moved)
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors, lengths = ({n: change(t) for n, t in part.items()} for part in (self.tensors, self.lengths))
+        return replace(self, tensors=tensors, lengths=lengths)
 
 
 def collate(samples: Sequence[Sample | BadFile]) -> Batch:
@@ -104,14 +114,22 @@ def collate(samples: Sequence[Sample | BadFile]) -> Batch:
                 f"{sorted(first.tensors)}. Samples of one batch must hold the same tensors."
             )
         for name, tensor in sample.tensors.items():
-            if tensor.shape != first[name].shape:
+            axes = slice(-1) if name in first.variable else slice(None)
+            if tensor.shape[axes] != first[name].shape[axes]:
                 raise ConfigError(
                     f'"{name}" of {sample.meta.source} has shape {tuple(tensor.shape)}, but that of '
                     f"{first.meta.source} has {tuple(first[name].shape)}. Set the loader's window size "
                     f"(such as data.size=120), or trainer.batch_size=1."
                 )
-    tensors = {name: torch.stack([sample[name] for sample in good]) for name in first.tensors}
-    return Batch(tensors, [sample.meta for sample in good], bad)
+    lengths = {name: torch.tensor([sample[name].shape[-1] for sample in good]) for name in sorted(first.variable)}
+    tensors = {}
+    for name in first.tensors:
+        parts = [sample[name] for sample in good]
+        if name in lengths:
+            longest = int(lengths[name].max())
+            parts = [F.pad(part, (0, longest - part.shape[-1])) for part in parts]
+        tensors[name] = torch.stack(parts)
+    return Batch(tensors, [sample.meta for sample in good], bad, lengths)
 
 
 @dataclass(frozen=True)
@@ -123,12 +141,14 @@ class TensorSpec:
         channels: names of the channels in order (`("VV", "VH")`), or their number, or None for any.
         unit: physical unit, for people ("dB", "reflectance x 10000", "HU").
         optional: a batch may lack it if it holds another; all samples of one batch hold the same tensors.
+        variable: samples differ in the length of the last axis; or, of a method, it heeds `Batch.lengths`.
     """
 
     dims: str
     channels: tuple[str, ...] | int | None = None
     unit: str = ""
     optional: bool = False
+    variable: bool = False
 
     @property
     def channel_count(self) -> int | None:
@@ -165,6 +185,11 @@ def check_inputs(given: InputSpec, wanted: InputSpec, giver: str, wanter: str) -
             problems.append(
                 f'{wanter} needs "{name}" of every sample, but {giver} gives it of some only. Read one kind of sample '
                 f"alone, with the loader made for it (data.loader=NAME)."
+            )
+        elif have.variable and not want.variable:
+            problems.append(
+                f'{wanter} needs "{name}" of one length, but {giver} gives samples of various lengths. Set the loader\'s '
+                f"length (such as data.seconds=2)."
             )
         elif have.dims != want.dims:
             problems.append(

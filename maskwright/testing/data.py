@@ -27,7 +27,7 @@ def made_up_batch(inputs: InputSpec, count: int = 4, size: int = 32, seed: int =
         size: length of every axis other than C.
     """
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
+    tensors, lengths = {}, {}
     for name, spec in inputs.items():
         shape = [(spec.channel_count or 2) if axis == "C" else size for axis in spec.dims.split()]
         wave = torch.zeros(count, *shape)
@@ -36,7 +36,11 @@ def made_up_batch(inputs: InputSpec, count: int = 4, size: int = 32, seed: int =
             phase = torch.arange(length) * frequency[:, None] + 6 * torch.rand(count, 1, generator=generator)
             wave = wave + phase.sin().view(count, *[length if other == axis else 1 for other in range(len(shape))])
         tensors[name] = wave + 0.1 * torch.randn(wave.shape, generator=generator)
-    return Batch(tensors, [Meta(f"made up {i}", group=f"made up {i}", index=i) for i in range(count)])
+        if spec.variable:
+            lengths[name] = size - torch.arange(count) % max(1, size // 4)
+            for row, length in zip(tensors[name], lengths[name].tolist(), strict=True):
+                row[..., length:] = 0
+    return Batch(tensors, [Meta(f"made up {i}", group=f"made up {i}", index=i) for i in range(count)], lengths=lengths)
 
 
 def batch_for(encoder: Encoder, count: int = 4, sizes: Sequence[int] = SIZES) -> Batch:
@@ -74,7 +78,11 @@ def _statistics(values: Tensor, channel_axis: int) -> Statistics:
 
 def rows(batch: Batch, index: Sequence[int]) -> Batch:
     """Some samples of a batch, in the order of `index`."""
-    return Batch({name: tensor[list(index)] for name, tensor in batch.tensors.items()}, [batch.metas[i] for i in index])
+    return Batch(
+        {name: tensor[list(index)] for name, tensor in batch.tensors.items()},
+        [batch.metas[i] for i in index],
+        lengths={name: lengths[list(index)] for name, lengths in batch.lengths.items()},
+    )
 
 
 class BatchLoader(Loader):
@@ -91,7 +99,10 @@ class BatchLoader(Loader):
         return len(self.batch)
 
     def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
-        return Sample({name: tensor[index] for name, tensor in self.batch.tensors.items()}, self.batch.metas[index])
+        lengths = {name: int(lengths[index]) for name, lengths in self.batch.lengths.items()}
+        tensors = {name: tensor[index] for name, tensor in self.batch.tensors.items()}
+        cut = {name: tensor[..., : lengths.get(name, tensor.shape[-1])] for name, tensor in tensors.items()}
+        return Sample(cut, self.batch.metas[index], frozenset(lengths))
 
     def group(self, index: int) -> str:
         return self.batch.metas[index].group

@@ -109,7 +109,7 @@ def _disturb(batch: Batch, panels: dict[str, Panel], hidden: bool) -> Batch:
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(number)) * x.std().clamp_min(1e-6)
         where = (panel.hidden if hidden else ~panel.hidden).unsqueeze(1)
         tensors[key] = torch.where(where, x + noise, x)
-    return Batch(tensors, batch.metas)
+    return Batch(tensors, batch.metas, lengths=batch.lengths)
 
 
 def _encode(method: Method, batch: Batch, keys: Tensor) -> dict[str, Tensor]:

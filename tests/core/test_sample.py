@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maskwright.core.errors import ConfigError
+from maskwright.core.evaluation.features import samples_of
 from maskwright.core.sample import BadFile, Batch, Meta, Sample, TensorSpec, check_inputs, collate
 
 
@@ -81,3 +82,27 @@ def test_channel_counts():
     assert TensorSpec("C H W", ("a", "b")).channel_count == 2
     assert TensorSpec("C H W", 5).channel_count == 5
     assert TensorSpec("T").channel_count is None
+
+
+def test_samples_of_various_lengths_are_filled_up_and_lengths_are_kept():
+    parts = [Sample({"frames": torch.ones(2, size)}, Meta(str(size)), frozenset({"frames"})) for size in (3, 5, 1)]
+    batch = collate(parts)
+    assert batch["frames"].shape == (3, 2, 5)
+    assert batch.lengths["frames"].tolist() == [3, 5, 1]
+    assert batch["frames"][0].tolist() == [[1, 1, 1, 0, 0]] * 2
+    assert batch["frames"].sum() == 2 * 9
+    moved = batch.to("cpu")
+    assert moved.lengths["frames"].tolist() == [3, 5, 1]
+    assert [sample["frames"].shape[1] for sample in samples_of(batch)] == [3, 5, 1]
+    assert all(sample.variable == {"frames"} for sample in samples_of(batch))
+    other = Sample({"frames": torch.ones(3, 3)}, Meta("b"), frozenset({"frames"}))
+    with pytest.raises(ConfigError, match="has shape"):
+        collate([parts[0], other])
+
+
+def test_various_lengths_need_a_method_that_heeds_them():
+    given = {"frames": TensorSpec("C T", 80, variable=True)}
+    check_inputs(given, given, "loader", "method")
+    check_inputs({"frames": TensorSpec("C T", 80)}, given, "loader", "method")
+    with pytest.raises(ConfigError, match="of one length"):
+        check_inputs(given, {"frames": TensorSpec("C T", 80)}, "loader", "method")

@@ -56,8 +56,16 @@ class Survey:
 
 
 def samples_of(batch: Batch) -> list[Sample]:
-    """The samples of a batch, one by one."""
-    return [Sample({n: t[i] for n, t in batch.tensors.items()}, meta) for i, meta in enumerate(batch.metas)]
+    """The samples of a batch, one by one, without what fills the shorter ones up."""
+
+    def own(name: str, row: int) -> Tensor:
+        tensor = batch[name][row]
+        return tensor[..., : int(batch.lengths[name][row])] if name in batch.lengths else tensor
+
+    variable = frozenset(batch.lengths)
+    return [
+        Sample({name: own(name, row) for name in batch.tensors}, meta, variable) for row, meta in enumerate(batch.metas)
+    ]
 
 
 def pixel_counts(labels: np.ndarray, cells: tuple[int, ...], classes: int) -> np.ndarray:
