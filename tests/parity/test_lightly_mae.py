@@ -7,20 +7,8 @@ pytest.importorskip("lightly", reason="lightly is not installed")
 pytest.importorskip("timm", reason="timm is not installed")
 
 from benchmarks.lightly_mae import lightly_loss, lightly_pair
-from benchmarks.vitmae import Size
 from maskwright.core.masking import sample_keys
-
-TINY = Size(
-    img_size=48,
-    patch_size=8,
-    in_chans=4,
-    embed_dim=48,
-    depth=3,
-    num_heads=4,
-    decoder_dim=32,
-    decoder_depth=2,
-    decoder_heads=4,
-)
+from tests.parity.sizes import TINY
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])

@@ -3,25 +3,14 @@
 import pytest
 import torch
 
-from benchmarks.vitmae import Size, as_ours, pair, their_loss
+from benchmarks.vitmae import as_ours, pair, their_loss
 from maskwright.core.encoder import sincos
 from maskwright.core.masking import Grid, sample_keys
 from maskwright.core.sample import Batch, Meta
 from maskwright.plugins.vision.methods.mae import Mae
+from tests.parity.sizes import TINY
 
 pytest.importorskip("transformers", reason="transformers is not installed")
-
-TINY = Size(
-    img_size=48,
-    patch_size=8,
-    in_chans=4,
-    embed_dim=48,
-    depth=3,
-    num_heads=4,
-    decoder_dim=32,
-    decoder_depth=2,
-    decoder_heads=4,
-)
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])

@@ -15,10 +15,15 @@ def make(method_class, **options):
     return method_class(**options)
 
 
-def images(count=4, size=32, channels=3, seed=0):
+def batch_of(*shape, count=4, name="image", seed=0):
+    """Random samples (count, *shape), images of (3, 32, 32) without a shape."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, channels, size, size, generator=generator)
-    return Batch({"image": x}, [Meta(str(i), index=i) for i in range(count)])
+    x = torch.randn(count, *(shape or (3, 32, 32)), generator=generator)
+    return Batch({name: x}, [Meta(str(i), index=i) for i in range(count)])
+
+
+def images(count=4, size=32, channels=3, seed=0):
+    return batch_of(channels, size, size, count=count, seed=seed)
 
 
 def keys(count=4, seed=0):

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import maskwright as mw
+from maskwright.core.encoder import sincos
 from maskwright.core.encoder.regressor import LatentRegressor, RegressorBlock
 from maskwright.core.errors import ConfigError
-from maskwright.core.host import get_host
-from maskwright.core.masking import Grid, Mask, RandomMasking
+from maskwright.core.masking import BeitBlockMasking, Grid, Mask, RandomMasking
 from maskwright.core.masking.hide import take
 from maskwright.core.objective import standardise_patches
 from maskwright.core.objective.visible import visible_patch_statistics
@@ -86,6 +86,22 @@ def test_published_settings():
     assert [block.residual1.drop_path for block in large.decoder.blocks] == pytest.approx([0, 0.1 / 3, 0.2 / 3, 0.1])
 
 
+def test_options_of_the_decoder_reach_the_modules():
+    """In the released code its heads, its layer scale and its classes are read and never passed on."""
+    method = make(
+        Cae, **{**SMALL, "decoder_num_heads": 2, "decoder_layer_scale": 0.3, "decoder_embed_dim": 24, "vocabulary": 11}
+    )
+    for block in method.regressor.blocks:
+        assert block.num_heads == 2
+        assert torch.all(block.residual1.gamma == 0.3)
+    for block in method.decoder.blocks:
+        assert block.attn.num_heads == 2
+        assert torch.all(block.residual2.gamma == 0.3)
+    assert method.decoder.head.weight.shape == (11, 24)
+    assert torch.all(method.encoder.blocks[0].residual1.gamma == 0.1)
+    assert method.encoder.blocks[0].attn.num_heads == 4
+
+
 def test_initialisation():
     method = _cae(embed_dim=96)
     block, regressor = method.encoder.blocks[0], method.regressor.blocks[0]
@@ -138,7 +154,7 @@ def test_regressor_queries_are_one_token_and_see_each_other():
     assert torch.equal(x, regressor.mask_token.expand(2, 8, 16))
     assert torch.equal(context, torch.cat([visible, x], 1))
     assert torch.equal(later_context, torch.cat([visible, later], 1)), "visible features stay, hidden ones move"
-    table = regressor.positions.add(grid, None, x.device)[0]
+    table = sincos(grid.coordinates(), 16)
     assert torch.equal(here, table[mask.masked])
     assert torch.equal(everywhere, table[torch.cat([mask.visible, mask.masked], 1)])
 
@@ -270,6 +286,19 @@ def test_the_alignment_target_is_a_constant():
     assert found["patch_embed.weight"].abs().sum() > 0
 
 
+def test_the_alignment_target_is_of_the_hidden_patches_alone():
+    """Of these and the class token, not of the whole image."""
+    method = _cae().eval()
+    batch, tokens, mask = _parts(method)
+    target = method.representations(batch, tokens, mask)
+    for where, same in ((~mask.hidden, True), (mask.hidden, False)):
+        values = torch.where(where[..., None], tokens.values + 1, tokens.values)
+        assert torch.equal(method.representations(batch, type(tokens)(values, tokens.grid), mask), target) == same
+    with torch.no_grad():
+        whole = take(method.encoder(tokens)[:, 1:], mask.masked)
+    assert (target - whole).abs().max() > 0.01
+
+
 def test_without_weight_there_is_no_alignment():
     method = _cae(alignment_weight=0, drop_path=0.0)
     method.representations = None  # is not called
@@ -332,6 +361,7 @@ def test_blocks_are_hidden_that_hang_together():
         assert (hidden.sum((1, 2)) == 98).all()
         return np.mean([np.bincount(label(one)[0].ravel())[1:].max() for one in hidden])
 
+    assert type(Cae.made_masking()) is BeitBlockMasking
     assert Cae.default_masking["ratio"] == 0.5
     assert largest(Cae.made_masking()) > 1.5 * largest(RandomMasking(0.5))
 
@@ -360,18 +390,6 @@ def test_contract_on_series_and_volumes(dims, patch, shape):
     batch = Batch({"x": torch.randn(4, *shape)}, [Meta(str(i)) for i in range(4)])
     options = {"dims": dims, "patch_size": patch, "in_chans": shape[0], "input_name": "x"}
     check_method(lambda: make(Cae, **{**SMALL, **options}, masking=RandomMasking(0.5)), batch)
-
-
-@pytest.mark.parametrize("masking", get_host().components("masking"))
-def test_any_masking(masking):
-    strategy = mw.component("masking", masking)()
-    if strategy.needs_guide:
-        pytest.skip("needs a score from outside")
-    method = _cae(patch_size=4, masking=strategy)
-    step = method(images(), keys())
-    step.loss.backward()
-    assert step.loss.isfinite()
-    assert method.regressor.mask_token.grad.abs().sum() > 0
 
 
 def test_preview_shows_the_most_likely_code_on_its_neighbours_mean():

@@ -1,9 +1,10 @@
 """ColorMAE: MAE and nothing else, under filtered noise. The noise itself is tested with the maskings."""
 
+import pytest
 import torch
 
 import maskwright as mw
-from maskwright.core.masking import ColourNoiseMasking
+from maskwright.core.masking import ColourNoiseMasking, Grid
 from maskwright.core.recipe import make_recipe
 from maskwright.core.trainer import Progress
 from maskwright.plugins.vision.methods.color_mae import ColorMae
@@ -12,6 +13,7 @@ from maskwright.testing import check_method
 from tests.plugins.vision.helpers import DECODER, ENCODER, images, keys, make, parameters
 
 SMALL = {**ENCODER, **DECODER}
+COLOURS = ("red", "blue", "green", "purple")
 
 
 def test_the_contract():
@@ -27,6 +29,33 @@ def test_it_is_mae_but_for_the_masking():
     assert (ours.masking(ours.encoder.grid, keys()).hidden.sum(1) == 147).all()
     mae.masking = ours.masking
     assert torch.equal(ours(images(), keys()).loss, mae(images(), keys()).loss)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_masks_know_nothing_of_the_image(colour):
+    method = make(ColorMae, **SMALL, masking=ColourNoiseMasking(0.75, colour))
+    masks = [method.mask(method.encoder.tokenize(images(seed=seed)), keys()) for seed in (0, 1)]
+    assert torch.equal(masks[0].restore, masks[1].restore)
+    other = method.mask(method.encoder.tokenize(images()), keys(seed=1))
+    assert not torch.equal(masks[0].restore, other.restore)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_every_sample_of_every_batch_draws_its_own_noise(colour):
+    """In the released code the first maps of the array serve every batch."""
+    masking, grid = ColourNoiseMasking(0.75, colour), Grid((14, 14))
+    hidden = torch.cat([masking(grid, keys(64, seed=batch)).hidden for batch in range(4)])
+    assert len(hidden.unique(dim=0)) == 256
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_an_offset_of_the_noise_changes_no_mask(colour):
+    masking, grid = ColourNoiseMasking(0.75, colour), Grid((14, 14))
+    before = masking(grid, keys())
+    noise = masking.noise
+    masking.noise = lambda grid, keys: noise(grid, keys) - 1  # below zero throughout
+    assert (masking.noise(grid, keys()) < 0).all()
+    assert torch.equal(masking(grid, keys()).hidden, before.hidden)
 
 
 def test_a_recipe_that_names_no_masking_is_green_and_one_option_keeps_the_rest(tmp_path):

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import maskwright as mw
 from maskwright.core.encoder import sincos
 from maskwright.core.errors import ConfigError
-from maskwright.core.masking import Grid, RandomMasking, fold, sample_keys
+from maskwright.core.masking import Grid, RandomMasking, fold
+from maskwright.core.objective.visible import visible_patch_statistics
 from maskwright.core.sample import Batch, Meta, TensorSpec
 from maskwright.core.trainer.keeper import Interrupted
 from maskwright.core.trainer.optim import lr_at
@@ -18,6 +19,8 @@ from maskwright.plugins.vision.methods.crop_mae import CropMae, MatchingBlock, d
 from maskwright.plugins.vision.methods.mae import Mae
 from maskwright.testing import check_encoder, check_method, made_up_batch
 from tests.conftest import write_images
+from tests.plugins.vision.helpers import batch_of, make
+from tests.plugins.vision.helpers import keys as _keys
 
 SMALL = {
     "patch_size": 8,
@@ -34,18 +37,7 @@ SCALES = ((0.1, 1.0), (0.3, 0.6))
 
 
 def _method(**options):
-    torch.manual_seed(0)
-    return CropMae(**{**SMALL, **options})
-
-
-def _batch(*shape, count=3, name="image", seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = shape or (3, 32, 32)
-    return Batch({name: torch.randn(count, *shape, generator=generator)}, [Meta(str(i)) for i in range(count)])
-
-
-def _keys(count=3, seed=0):
-    return sample_keys(torch.Generator().manual_seed(seed), count)
+    return make(CropMae, **{**SMALL, **options})
 
 
 def _parts(method, batch, keys):
@@ -82,7 +74,11 @@ def test_two_of_196_patches_are_visible_and_the_second_view_is_cheap():
     assert mask.visible.shape == (1, 2)
     assert mask.masked.shape == (1, 194)
     assert 0.012 < flops[1] / flops[0] < 0.017
-    assert int(64 * (1 - 0.985)) == 0, "the published ratio would leave nothing of another grid"
+    published = RandomMasking(0.985)
+    assert published.hidden_count(Grid((14, 14))) == 194, "int(2.94) patches stay"
+    assert published.hidden_count(Grid((8, 8))) == 64, "the published ratio would leave nothing of another grid"
+    with pytest.raises(ConfigError, match="at least one must stay visible"):
+        published(Grid((8, 8)), _keys(1))
     assert method.masking(Grid((8, 8)), _keys(1)).visible.shape == (1, 2)
 
 
@@ -165,8 +161,8 @@ def test_pixels_are_those_of_the_boxes():
 
 @pytest.mark.parametrize(("img_size", "expected"), [(None, (40, 48)), (24, (24, 24)), ((16, 32), (16, 32))])
 def test_size_of_the_views(img_size, expected):
-    views = _method(img_size=img_size).views(_batch(3, 40, 48), _keys())
-    assert views.first.shape == views.second.shape == (3, 3, *expected)
+    views = _method(img_size=img_size).views(batch_of(3, 40, 48), _keys())
+    assert views.first.shape == views.second.shape == (4, 3, *expected)
 
 
 # decoder and loss ---------------------------------------------------------------------------------------------------
@@ -198,7 +194,7 @@ def test_dropout_in_training_only():
 
 
 def test_memory_has_no_order_and_belongs_to_its_image():
-    method, batch, keys = _method().eval(), _batch(), _keys()
+    method, batch, keys = _method().eval(), batch_of(), _keys()
     with torch.no_grad():
         seen, tokens, mask = _parts(method, batch, keys)
         prediction = method.decode(tokens, mask, seen)
@@ -208,7 +204,7 @@ def test_memory_has_no_order_and_belongs_to_its_image():
 
 
 def test_queries_have_positions():
-    method, batch, keys = _method().eval(), _batch(), _keys()
+    method, batch, keys = _method().eval(), batch_of(), _keys()
     caught = {}
     method.decoder.blocks[0].register_forward_pre_hook(
         lambda module, inputs: caught.update(x=inputs[0], memory=inputs[1])
@@ -220,7 +216,7 @@ def test_queries_have_positions():
         torch.testing.assert_close(caught["memory"], method.decoder.embed(seen))
         torch.testing.assert_close(caught["x"][:, 0], embedded[:, 0])
         table = sincos(tokens.grid.coordinates(), 16)
-        for row in range(3):
+        for row in range(4):
             at = mask.visible[row]
             torch.testing.assert_close(caught["x"][row, 1:][at], embedded[row, 1:] + table[at])
             at = mask.masked[row]
@@ -229,7 +225,7 @@ def test_queries_have_positions():
 
 @pytest.mark.parametrize("norm_pix", [True, False])
 def test_loss_of_hidden_patches_only(norm_pix):
-    method, batch, keys = _method(norm_pix_loss=norm_pix), _batch(), _keys()
+    method, batch, keys = _method(norm_pix_loss=norm_pix), batch_of(), _keys()
     caught = {}
 
     def keep(module, inputs, output):
@@ -240,22 +236,22 @@ def test_loss_of_hidden_patches_only(norm_pix):
     loss = method(batch, keys).loss
     loss.backward()
     prediction = caught["prediction"]
-    assert prediction.shape == (3, 16, 192), "without the class row"
+    assert prediction.shape == (4, 16, 192), "without the class row"
     views = method.views(batch, keys)
     tokens = method.encoder.tokens_of(views.second)
     hidden = method.masking(tokens.grid, keys).hidden
-    assert hidden.sum(1).tolist() == [14, 14, 14]
+    assert hidden.sum(1).tolist() == [14] * 4
     assert torch.all(prediction.grad[~hidden] == 0)
     assert torch.all(prediction.grad[hidden].abs().amax(-1) > 0)
     target = tokens.values
     if norm_pix:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     error = ((prediction - target) ** 2).mean(-1)
-    torch.testing.assert_close(loss, (error * hidden).sum() / (3 * 14))
+    torch.testing.assert_close(loss, (error * hidden).sum() / (4 * 14))
 
 
 def test_gradients_flow_through_both_views():
-    method, batch, keys = _method(), _batch(), _keys()
+    method, batch, keys = _method(), batch_of(), _keys()
     views = method.views(batch, keys)
     first, second = views.first.requires_grad_(), views.second.clone().requires_grad_()
     seen = method.encoder(method.encoder.tokens_of(first))
@@ -299,20 +295,20 @@ def test_contract_of_its_options(options):
 
 def test_hidden_pixels_of_the_second_view_never_reach_the_encoder():
     """Also of the crops of training."""
-    method, batch, keys = _method(), _batch(), _keys()
+    method, batch, keys = _method(), batch_of(), _keys()
     with torch.no_grad():
         _, tokens, mask = _parts(method, batch, keys)
         changed = torch.where(mask.hidden[..., None], tokens.values + 1, tokens.values)
         before = method.encoder(tokens, mask)
-        assert before.shape == (3, 3, 32)
+        assert before.shape == (4, 3, 32)
         assert torch.equal(before, method.encoder(type(tokens)(changed, tokens.grid), mask))
 
 
 def test_preview_hides_what_neither_view_shows():
-    method, batch, keys = _method(norm_pix_loss=False).eval(), _batch(), _keys()
+    method, batch, keys = _method(norm_pix_loss=False).eval(), batch_of(), _keys()
     panel = method.preview(batch, keys)["image"]
     boxes = crop_boxes(fold(keys, 0), (32, 32), (0.3, 0.6))
-    for row in range(3):
+    for row in range(4):
         top, left, height, width = boxes[row].tolist()
         assert not panel.hidden[row, top : top + height, left : left + width].any()
         assert panel.hidden[row].sum() >= 32 * 32 - height * width - 2 * 64
@@ -322,6 +318,21 @@ def test_preview_hides_what_neither_view_shows():
     assert inside(torch.tensor([[1, 2, 2, 1]]), 4, 4)[0].nonzero().tolist() == [[1, 2], [2, 2]]
 
 
+def test_pictures_of_standardised_predictions_are_brought_back_to_values():
+    """By the statistics of visible neighbours; to show the prediction itself is the usual mistake."""
+    method, batch, keys = _method(norm_pix_loss=True).eval(), batch_of(), _keys()
+    torch.nn.init.zeros_(method.decoder.head.weight)
+    torch.nn.init.constant_(method.decoder.head.bias, 2.0)
+    image = batch["image"] * 3 + 50
+    tokens = method.encoder.tokens_of(image)
+    mask = method.masking(tokens.grid, keys)
+    mean, std = visible_patch_statistics(tokens.values, mask, tokens.grid)
+    with torch.no_grad():
+        torch.testing.assert_close(method.predict(tokens, mask), (2 * std + mean).expand(-1, -1, 192))
+        shown = method.preview(Batch({"image": image}, batch.metas), keys)["image"]
+    assert (shown.reconstruction[shown.hidden[:, None].expand_as(image)] > 40).all()
+
+
 def test_images_only():
     with pytest.raises(ConfigError, match=r'crops images \(C H W\); "series" is \(C T\)'):
         _method(dims="C T", input_name="series")
@@ -329,13 +340,13 @@ def test_images_only():
     assert CropMae.options_for({"a": volume, "b": image}) == {"input_name": "b", "dims": "C H W", "in_chans": 4}
     assert CropMae.options_for({"a": volume})["dims"] == "C D H W"
     with pytest.raises(ConfigError, match=r"masking\.visible=2 hides nothing"):
-        _method(img_size=(8, 16))(_batch(), _keys())
+        _method(img_size=(8, 16))(batch_of(), _keys())
     with pytest.raises(ConfigError, match=r"method\.strategy"):
         _method(strategy="both")
     with pytest.raises(ConfigError, match="decoder_num_heads=3"):
         _method(decoder_num_heads=3)
     with pytest.raises(ConfigError, match="Crop scale"):
-        _method(local_scale=(0.6, 0.3))(_batch(), _keys())
+        _method(local_scale=(0.6, 0.3))(batch_of(), _keys())
 
 
 def test_pretrain_and_resume_to_equal_weights(tmp_path):
@@ -356,7 +367,7 @@ def test_pretrain_and_resume_to_equal_weights(tmp_path):
     assert (whole.path / "previews" / "image.png").is_file()
     first, second = mw.load(whole).state_dict(), mw.load(resumed).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert mw.load(whole).embed(_batch()).tokens.shape == (3, 16, 96)
+    assert mw.load(whole).embed(batch_of()).tokens.shape == (4, 16, 96)
 
 
 # after training -----------------------------------------------------------------------------------------------------
@@ -425,7 +436,7 @@ def test_after_training_it_depends_on_the_first_view():
 
 
 def test_flips_can_be_left_out():
-    batch = _batch()
+    batch = batch_of()
     plain, mirrored = (_method(flip=flip).views(batch, _keys()) for flip in (0.0, 1.0))
     assert not plain.flipped.any()
     assert mirrored.flipped.all()

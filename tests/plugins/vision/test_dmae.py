@@ -12,6 +12,7 @@ from maskwright.core.masking import Mask, RandomMasking
 from maskwright.plugins.vision.methods.dmae import Dmae
 from maskwright.testing import check_method
 from tests.plugins.vision.helpers import DECODER, ENCODER, gradients, images, keys, make, parameters
+from tests.plugins.vision.test_mae_published import published
 
 SMALL = {**ENCODER, **DECODER}
 
@@ -59,6 +60,27 @@ def test_parameter_counts_and_layers():
     assert parameters(method.projections) == 787_456
 
 
+def test_published_settings():
+    with torch.device("meta"):
+        method = Dmae()
+    assert not method.norm_pix_loss
+    assert (method.distance, method.loss_weight) == ("l1", 1.0)
+    assert [type(projection) for projection in method.projections] == [torch.nn.Linear]
+    for preset in ("small", "base"):
+        trainer = Dmae.presets[preset]["trainer"]
+        assert trainer["base_lr"] * 4096 / 256 == pytest.approx(2.4e-3)
+        assert (trainer["betas"], trainer["weight_decay"], trainer["epochs"]) == ((0.9, 0.95), 0.05, 100)
+        assert trainer["warmup"] * trainer["epochs"] == 20
+
+
+@pytest.mark.parametrize(("ratio", "visible"), [(0.75, 49), (0.95, 9), (0.98, 3)])
+def test_visible_patches_at_high_ratios(ratio, visible):
+    """The rule of the code; the paper counts the class token."""
+    with torch.device("meta"):
+        grid = Dmae(masking=RandomMasking(ratio)).encoder.grid
+    assert RandomMasking(ratio)(grid, keys()).visible.shape == (4, visible)
+
+
 def test_reports_say_who_taught(teacher, data, tmp_path):
     assert _dmae(teacher=str(teacher)).notes == [f"The teacher was {teacher.name}."]
     settings = [f"method.{key}={value}" for key, value in SMALL.items()]
@@ -93,6 +115,42 @@ def test_both_see_the_same_patches_and_the_order_matters(teacher):
     assert not torch.isclose(method.distillation(batch, tokens, mask, other), loss, rtol=1e-4)
 
 
+def test_a_step_draws_one_mask_and_compares_the_outputs_of_two_blocks(teacher):
+    """In training: the same visible patches in the same order, block outputs before any norm, and the sum of the losses."""
+    method, seen = _dmae(teacher=str(teacher)), {}
+    visible = []
+    for name, encoder, layer in (("student", method.encoder, 2), ("teacher", method.teacher.encoder, 5)):
+        encoder.patch_embed.register_forward_pre_hook(lambda _, x: visible.append(x[0]))
+        encoder.blocks[layer].register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    drawn = []
+    masking = method.masking
+    method.masking = lambda *of: drawn.append(masking(*of)) or drawn[-1]
+    batch = images()
+    step = method(batch, keys())
+    assert len(drawn) == 1
+    at = drawn[0].visible[..., None].expand(-1, -1, 192)
+    student, taught = (
+        encoder.tokenize(batch).values.gather(1, at) for encoder in (method.encoder, method.teacher.encoder)
+    )
+    assert torch.equal(visible[0], student)
+    assert torch.equal(visible[1], taught)
+    unit = torch.nn.functional.normalize
+    distance = unit(method.projections[0](seen["student"]), dim=-1) - unit(seen["teacher"], dim=-1)
+    assert distance.shape == (4, 1 + 4, 48), "with the class token"
+    torch.testing.assert_close(step.terms["distillation"], distance.abs().mean())
+    torch.testing.assert_close(step.loss, step.terms["reconstruction"] + step.terms["distillation"])
+    assert not seen["teacher"].requires_grad
+
+
+def test_a_distillation_that_is_no_number_shows_in_the_loss(teacher):
+    """The released loop looks at the reconstruction alone."""
+    method = _dmae(teacher=str(teacher))
+    torch.nn.init.constant_(method.projections[0].weight, float("nan"))
+    step = method(images(), keys())
+    assert step.terms["reconstruction"].isfinite()
+    assert step.loss.isnan()
+
+
 def test_the_teacher_stops_at_its_layer_and_never_changes(teacher):
     method = _dmae(teacher=str(teacher))
     before = {name: p.clone() for name, p in method.teacher.named_parameters()}
@@ -119,13 +177,17 @@ def test_where_the_losses_reach(teacher):
     behind = ("encoder.blocks.3", "encoder.norm", "decoder")
     assert all(g is None for name, g in found.items() if name.startswith(behind))
     assert all(g is not None for name, g in found.items() if not name.startswith(behind))
-    method.loss_weight = 0.0
-    prediction = method.decode(tokens, mask)
-    prediction.retain_grad()
-    from maskwright.core.objective import masked_reconstruction
+    caught = {}
 
-    masked_reconstruction(prediction, tokens.values, mask).backward()
-    assert torch.all(prediction.grad[~mask.hidden] == 0)
+    def keep(module, inputs, output):
+        output.retain_grad()
+        caught["prediction"] = output
+
+    method.decoder.register_forward_hook(keep)
+    method(batch, keys()).loss.backward()
+    grad = caught["prediction"].grad
+    assert torch.all(grad[~mask.hidden] == 0)
+    assert torch.all(grad[mask.hidden].abs().amax(-1) > 0)
 
 
 def test_the_distance_is_that_of_directions(teacher):
@@ -141,13 +203,20 @@ def test_the_distance_is_that_of_directions(teacher):
         method.projections[0].bias.zero_()
         loss = method.distillation(batch, tokens, mask, states)
         torch.testing.assert_close(method.distillation(batch, tokens, mask, [states[0] * 5]), loss)
+        layers = method.teacher.layers
+        method.teacher.layers = lambda *of: [5 * target for target in layers(*of)]
+        torch.testing.assert_close(method.distillation(batch, tokens, mask, states), loss)
     method.projections[0] = torch.nn.Identity()
     assert method.distillation(batch, tokens, mask, [target * 3]).item() == pytest.approx(0, abs=1e-7)
 
 
 def test_unrelated_directions_of_1024_are_0_035_apart():
-    a, b = (torch.nn.functional.normalize(torch.randn(500, 1024), dim=-1) for _ in range(2))
-    assert (a - b).abs().mean() == pytest.approx(0.035, abs=0.001)
+    """A mean over channels, not their sum: the weight of 1 belongs to numbers as small as this."""
+    method, batch = _dmae(), images()
+    tokens, mask, _ = _parts(method, batch, keys())
+    state, target = (torch.randn(4, 5, 1024, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    method.projections[0], method.teacher.layers = torch.nn.Identity(), lambda *of: [target]
+    assert method.distillation(batch, tokens, mask, [state]).item() == pytest.approx(0.035, abs=0.001)
 
 
 def test_teacher_flops_fall_with_the_ratio():
@@ -198,12 +267,18 @@ def test_a_timm_model_teaches_from_the_whole_image(data, tmp_path):
     assert built is Dmae
 
 
-def test_a_published_file_teaches(tmp_path):
-    from tests.plugins.vision.test_mae_published import published
-
-    torch.save({"model": published(decoder=False)}, tmp_path / "mae.pth")
+@pytest.mark.parametrize("decoder", [False, True])
+def test_a_published_file_teaches(decoder, tmp_path):
+    """Also one with its decoder, which is what the paper's teacher is; a tensor that is missing does not pass unnoticed."""
+    state = published(decoder)
+    torch.save({"model": state}, tmp_path / "mae.pth")
     method = _dmae(teacher=str(tmp_path / "mae.pth"))
     assert isinstance(method.teacher.encoder, VisionTransformer)
+    assert torch.equal(method.teacher.encoder.blocks[1].mlp.fc2.weight, state["blocks.1.mlp.fc2.weight"])
+    del state["blocks.1.mlp.fc2.weight"]
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    with pytest.raises(DataError, match="lacks"):
+        _dmae(teacher=str(tmp_path / "mae.pth"))
 
 
 def test_refusals(teacher):

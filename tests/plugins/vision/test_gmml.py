@@ -3,38 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import label
 from sklearn.datasets import load_sample_images
 
 import maskwright as mw
 from maskwright.core.build import build
 from maskwright.core.encoder import unpatchify
 from maskwright.core.errors import ConfigError
-from maskwright.core.masking import Grid, RandomMasking, UnitMasking, normal, sample_keys
+from maskwright.core.masking import Grid, RandomMasking
 from maskwright.core.masking.groups import GroupMasking
 from maskwright.core.recipe import make_recipe
 from maskwright.core.sample import Batch, Meta, TensorSpec
 from maskwright.core.trainer.keeper import Interrupted
-from maskwright.plugins.vision.methods.gmml import Gmml, PixelHead, masked_l1, partners, shifted
+from maskwright.plugins.vision.methods.gmml import Gmml, PixelHead, masked_l1
 from maskwright.testing import check_encoder, check_method, made_up_batch
 from tests.conftest import write_images
+from tests.plugins.vision.helpers import batch_of, make
+from tests.plugins.vision.helpers import keys as _keys
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "taps": (1, 2, 3)}
 
 
 def _method(**options):
-    torch.manual_seed(0)
-    return Gmml(**{**SMALL, **options})
-
-
-def _batch(*shape, count=3, name="image", seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = shape or (3, 32, 32)
-    return Batch({name: torch.randn(count, *shape, generator=generator)}, [Meta(str(i)) for i in range(count)])
-
-
-def _keys(count=3, seed=0):
-    return sample_keys(torch.Generator().manual_seed(seed), count)
+    return make(Gmml, **{**SMALL, **options})
 
 
 # sizes --------------------------------------------------------------------------------------------------------------
@@ -70,151 +60,14 @@ def test_published_optimiser_settings():
     assert (trainer["weight_decay"], trainer["weight_decay_end"]) == (0.04, 0.4)
     assert (trainer["clip_grad"], trainer["clip_tensors"]) == (3.0, True)  # each tensor by itself
     assert trainer["warmup"] * trainer["epochs"] == 10
-    assert (trainer["weight_decay"], trainer["weight_decay_end"], trainer["clip_tensors"]) == (0.04, 0.4, True)
     assert trainer["min_lr_ratio"] * trainer["base_lr"] == pytest.approx(1e-6)
-
-
-# corruption ---------------------------------------------------------------------------------------------------------
-
-
-def _places(method, count=400, side=64, seed=0):
-    """Clean, corrupted, mask, and which samples hold pixels of another one."""
-    x = torch.arange(count).float().view(-1, 1, 1, 1).expand(count, 1, side, side).clone()
-    corrupted, hidden = method.corrupt(x, _keys(count, seed))
-    where = hidden[:, None]
-    whole = torch.where(where, corrupted, x)
-    foreign = (where & (corrupted == corrupted.round())).flatten(1).sum(1) == hidden.flatten(1).sum(1)
-    return x, corrupted, hidden, whole, foreign
-
-
-def test_shares_of_noise_and_alien_corruption():
-    """Half of the samples each, never mixed: noise over U(0.5, 0.75) and a block, aliens over 0.3 and a block."""
-    x, corrupted, hidden, _, alien = _places(_method(in_chans=1))
-    assert torch.equal(x, torch.arange(400).float().view(-1, 1, 1, 1).expand(400, 1, 64, 64)), (
-        "the input is not changed"
-    )
-    assert 0.42 < alien.float().mean() < 0.58
-    share = hidden.flatten(1).float().mean(1)
-    block = (18 / 64) ** 2
-    assert share[~alien].min() >= 0.5
-    assert share[~alien].max() < 0.75 + block
-    assert 0.6 < share[~alien].mean() < 0.68
-    assert share[alien].min() >= 0.3
-    assert share[alien].max() < 0.3 + block
-    for row in range(400):
-        values = corrupted[row, 0][hidden[row]]
-        assert torch.equal(corrupted[row, 0][~hidden[row]], x[row, 0][~hidden[row]])
-        if alien[row]:
-            assert values.unique().numel() == 1, "pixels of one other image"
-        else:
-            assert abs(values.mean()) < 0.1
-            assert abs(values.std() - 1) < 0.1
-
-
-def test_a_partner_is_never_the_image_itself():
-    """A uniform draw over the batch, as in the released code, hides nothing in 1 of B alien images."""
-    drawn = torch.stack([partners(_keys(4, seed)) for seed in range(600)])
-    own = torch.arange(4)
-    assert not (drawn == own).any()
-    steps = (drawn - own) % 4
-    assert torch.bincount(steps.flatten(), minlength=4)[1:].float().div(2400).sub(1 / 3).abs().max() < 0.04
-    uniform = torch.randint(4, (600, 4), generator=torch.Generator().manual_seed(0))
-    assert 0.2 < (uniform == own).float().mean() < 0.3
-    assert partners(_keys(1)).tolist() == [0]
-    _, corrupted, hidden, _, alien = _places(_method(in_chans=1), count=64)
-    other = corrupted.flatten(1).gather(1, hidden.flatten(1).float().argmax(1, keepdim=True))[:, 0]
-    assert (other[alien] != torch.arange(64)[alien]).all()
-
-
-def test_alone_in_a_batch_it_is_noise():
-    method = _method(in_chans=1)
-    for seed in range(12):
-        _, corrupted, hidden, _, alien = _places(method, count=1, seed=seed)
-        assert not alien.any()
-        assert corrupted[0, 0][hidden[0]].std() > 0.8
-
-
-def test_kinds_of_fill():
-    method = _method(in_chans=1, fills=("noise", "zeros", "copy"))
-    x = (
-        torch.arange(1.0, 32 * 32 + 1).view(1, 1, 32, 32).repeat(400, 1, 1, 1)
-        + 5000 * torch.arange(400)[:, None, None, None]
-    )
-    corrupted, hidden = method.corrupt(x, _keys(400))
-    kinds = dict.fromkeys(("zeros", "copy", "alien", "noise"), 0)
-    for row in range(400):
-        values = corrupted[row, 0][hidden[row]]
-        own = (values > 5000 * row) & (values <= 5000 * row + 1024)
-        kind = (
-            "zeros" if (values == 0).all() else "copy" if own.all() else "alien" if (values % 1 == 0).all() else "noise"
-        )
-        kinds[kind] += 1
-        if kind == "copy":
-            assert (corrupted[row, 0] != x[row, 0])[hidden[row]].all(), "a shift by a whole cycle hides nothing"
-    assert min(kinds.values()) > 60, f"a quarter each, not {kinds}"
-    assert max(kinds.values()) < 140
-    assert (_method(in_chans=1, alien_share=0).corrupt(x, _keys(400))[0] % 1 != 0).flatten(1).any(1).all()
-
-
-def test_shift_is_a_cycle():
-    x = torch.arange(2 * 2 * 3 * 5).float().view(2, 2, 3, 5)
-    moved = shifted(x, _keys(2))
-    for row in range(2):
-        fits = [
-            (a, b) for a in range(1, 3) for b in range(1, 5) if torch.equal(moved[row], x[row].roll((a, b), (1, 2)))
-        ]
-        assert len(fits) == 1
-
-
-def test_noise_is_finite():
-    """This key draws the largest of all uniform numbers, 1 - 2**-24; a batch of ImageNet holds several of them."""
-    noise = normal(torch.tensor([-1363366138862247159]), 51_005)
-    assert noise.isfinite().all()
-    assert 5 < noise[0, -1] < 6
-
-
-def test_corruption_belongs_to_the_key():
-    method, x, keys = _method(alien_share=0), _batch(count=5)["image"], _keys(5)
-    corrupted, hidden = method.corrupt(x, keys)
-    again, same = method.corrupt(x[2:3], keys[2:3])
-    assert torch.equal(corrupted[2:3], again)
-    assert torch.equal(hidden[2:3], same)
-
-
-def test_groups_of_whole_tokens_are_connected():
-    """At a share of 0.3 the mean component is far larger than that of single patches (published code: 13 to 2.3)."""
-    aligned = _method(align=16, patch_size=16, share=0.3)
-    hidden = aligned.groups((224, 224), _keys(200), torch.zeros(200, dtype=torch.bool))
-    patches = hidden.view(200, 14, 16, 14, 16)
-    assert torch.equal(patches.amin((2, 4)), patches.amax((2, 4))), "whole tokens"
-
-    def mean_size(masks):
-        return np.mean([np.bincount(label(mask)[0].ravel())[1:].mean() for mask in masks])
-
-    groups = patches[:, :, 0, :, 0].numpy()
-    random = np.random.default_rng(0).permuted(groups.reshape(200, -1), axis=1).reshape(groups.shape)
-    assert mean_size(groups) > 9
-    assert mean_size(random) < 3.5
-
-
-def test_another_masking_says_what_is_overwritten():
-    method = _method(masking=UnitMasking(0.5, unit=2))
-    x, keys = _batch()["image"], _keys()
-    _, hidden = method.corrupt(x, keys)
-    assert hidden.view(3, 2, 16, 2, 16).amin((2, 4)).sum((1, 2)).tolist() == [2, 2, 2]
-    assert not _method().by_masking
-    assert not _method(masking=GroupMasking(0.75)).by_masking
-    assert _method(masking=GroupMasking(0.5)).by_masking
-    assert _method(corruption="masking").by_masking
-    with pytest.raises(ConfigError, match=r"method\.corruption=masking"):
-        _method(corruption="group", masking=RandomMasking(0.5))
 
 
 # views, encoder, loss -----------------------------------------------------------------------------------------------
 
 
 def test_views_are_crops_of_images_only():
-    method, batch = _method(), _batch(3, 48, 32, count=8)
+    method, batch = _method(), batch_of(3, 48, 32, count=8)
     crops = method.view(batch["image"], _keys(8))
     assert crops.shape == batch["image"].shape
     assert not torch.allclose(crops, batch["image"], atol=0.1)
@@ -228,19 +81,56 @@ def test_views_are_crops_of_images_only():
     assert series.crop_scale is None
 
 
-def _encoded(method, batch, keys):
-    seen = {}
-    hook = method.encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0]))
-    method(batch, keys)
-    hook.remove()
-    return seen["x"]
+def _caught(method, batch, keys):
+    """One step: what went into the first block, what was corrupted into what and where, what the head made of it."""
+    seen = {"clean": [], "corrupted": [], "hidden": []}
+    corrupt = method.corrupt
+
+    def spy(x, own, alone=False):
+        corrupted, hidden = corrupt(x, own, alone)
+        for name, value in (("clean", x), ("corrupted", corrupted), ("hidden", hidden)):
+            seen[name].append(value)
+        return corrupted, hidden
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        seen["prediction"] = output
+
+    method.corrupt = spy
+    hooks = [
+        method.encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.update(first=inputs[0])),
+        method.head.register_forward_hook(keep),
+    ]
+    step = method(batch, keys)
+    step.loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return step, {name: torch.cat(value) if isinstance(value, list) else value for name, value in seen.items()}
 
 
 @pytest.mark.parametrize("share", [0.3, 0.75])
-def test_all_tokens_are_encoded_whatever_the_share(share):
-    """No mask token, and no sign of where it was corrupted: tokens are those of the corrupted pixels."""
-    assert _encoded(_method(share=share, views=2), _batch(), _keys()).shape == (6, 1 + 16, 32)
-    assert _encoded(_method(share=share, views=1), _batch(), _keys()).shape == (3, 1 + 16, 32)
+@pytest.mark.parametrize("views", [1, 2])
+def test_all_tokens_are_encoded_and_nothing_says_where_they_were_corrupted(share, views):
+    """No mask token, no mask: what goes in is a function of the corrupted pixels and of places."""
+    method = _method(img_size=32, share=share, views=views)
+    _, seen = _caught(method, batch_of(), _keys())
+    assert seen["first"].shape == (4 * views, 1 + 16, 32)
+    encoder = method.encoder
+    tokens = encoder.patch_embed(encoder.tokens_of(seen["corrupted"]).values) + encoder.positions.table
+    torch.testing.assert_close(seen["first"][:, 1:], tokens)
+    assert torch.equal(seen["first"][:, 0], encoder.cls_token[:, 0].expand(4 * views, -1))
+    assert not any("mask" in name for name in method.state_dict())
+
+
+def test_gradient_at_overwritten_values_alone_over_both_views_together():
+    method = _method()
+    step, seen = _caught(method, batch_of(), _keys())
+    hidden = method._patches(seen["hidden"][:, None].expand_as(seen["clean"]))
+    error = (seen["prediction"] - method._patches(seen["clean"])).abs()
+    torch.testing.assert_close(step.loss, error[hidden].mean())
+    grad = seen["prediction"].grad
+    assert torch.all(grad[~hidden] == 0)
+    torch.testing.assert_close(grad[hidden].abs(), torch.full_like(grad[hidden], 1 / hidden.sum().item()))
 
 
 def test_loss_over_overwritten_values_of_the_whole_batch_together():
@@ -261,7 +151,7 @@ def test_loss_over_overwritten_values_of_the_whole_batch_together():
 
 def test_target_is_the_clean_view_without_standardisation():
     """With crops off, a head that says 0 everywhere costs the mean absolute value of the clean overwritten pixels."""
-    method, batch, keys = _method(crop_scale=None, alien_share=0), _batch(), _keys()
+    method, batch, keys = _method(crop_scale=None, alien_share=0), batch_of(), _keys()
     for parameter in (method.head.patch.weight, method.head.bias):
         torch.nn.init.zeros_(parameter)
     hidden = []
@@ -286,22 +176,37 @@ def test_target_is_the_clean_view_without_standardisation():
 
 
 def test_mean_of_tapped_blocks():
-    method, batch = _method().eval(), _batch()
+    method, batch = _method().eval(), batch_of()
+    tokens = method.encoder.tokenize(batch)
+    with torch.no_grad():
+        states = method.encoder.hidden_states(tokens, [0, 1, 2])
+        kept = [state.clone() for state in states]
+        expected = method.encoder.norm((states[0] + states[1] + states[2]) / 3)[:, 1:]
+        torch.testing.assert_close(method.features(tokens), expected)
+        method.encoder.hidden_states = lambda *of: states
+        method.features(tokens)
+    assert all(map(torch.equal, states, kept)), "the mean changes no hidden state in place"
+
+
+@pytest.mark.parametrize("left_out", [6, 8, 10])
+def test_every_tap_counts(left_out):
+    method, batch = _method(depth=12, taps=(6, 8, 10, 12)).eval(), batch_of()
     tokens = method.encoder.tokenize(batch)
     with torch.no_grad():
         features = method.features(tokens)
-        first, second, third = method.encoder.hidden_states(tokens, [0, 1, 2])
-        torch.testing.assert_close(features, method.encoder.norm((first + second + third) / 3)[:, 1:])
-        again = method.features(tokens)
-        assert torch.equal(features, again), "the mean changes no hidden state in place"
-        method.taps = (2, 3)
-        assert not torch.allclose(method.features(tokens), features, atol=1e-3)
+        method.taps = tuple(tap for tap in method.taps if tap != left_out)
+        assert (method.features(tokens) - features).abs().max() > 1e-3
+    method.taps = (6, 8, 10, 12)
+    cut = method.encoder.blocks[left_out].register_forward_hook(lambda module, inputs, output: output.detach())
+    method.reconstruct(tokens).abs().sum().backward()
+    cut.remove()
+    assert method.encoder.blocks[left_out - 1].mlp.fc1.weight.grad.abs().sum() > 0, "by the short path"
 
 
 def test_gradients_reach_the_first_tap_by_the_short_path():
     """Also where the blocks above pass nothing on."""
     method = _method().eval()
-    tokens = method.encoder.tokenize(_batch())
+    tokens = method.encoder.tokenize(batch_of())
     gradients = []
     for taps in ((1, 3), (3,)):
         method.zero_grad()
@@ -324,7 +229,7 @@ def test_gradients_reach_the_first_tap_by_the_short_path():
 )
 def test_contract_on_one_to_three_axes(dims, patch, shape):
     options = {**SMALL, "dims": dims, "patch_size": patch, "in_chans": shape[0], "input_name": "x"}
-    batch = _batch(*shape, count=4, name="x")
+    batch = batch_of(*shape, count=4, name="x")
     check_method(lambda: Gmml(**options), batch)
     check_encoder(lambda: Gmml(**options).encoder, batch)
 
@@ -344,7 +249,7 @@ def test_contract_of_its_options(options):
 
 
 def test_preview_pastes_the_reconstruction_where_it_was_overwritten():
-    method, batch, keys = _method().eval(), _batch(), _keys()
+    method, batch, keys = _method().eval(), batch_of(), _keys()
     torch.nn.init.zeros_(method.head.patch.weight)
     torch.nn.init.constant_(method.head.bias, 7.0)
     panel = method.preview(batch, keys)["image"]
@@ -364,7 +269,7 @@ def test_clear_errors():
     with pytest.raises(ConfigError, match=r"method\.views=0"):
         _method(views=0)
     with pytest.raises(ConfigError, match="No block fits"):
-        _method(align=16)(_batch(), _keys())
+        _method(align=16)(batch_of(), _keys())
 
 
 def test_pretrain_and_resume_to_equal_weights(tmp_path):
@@ -384,7 +289,7 @@ def test_pretrain_and_resume_to_equal_weights(tmp_path):
     assert (whole.path / "previews" / "image.png").is_file()
     first, second = mw.load(whole).state_dict(), mw.load(resumed).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert mw.load(whole).embed(_batch()).tokens.shape == (3, 16, 96)
+    assert mw.load(whole).embed(batch_of()).tokens.shape == (4, 16, 96)
 
 
 def test_the_recipe_s_masking_is_used_where_it_is_another(tmp_path):
@@ -428,7 +333,7 @@ def test_groups_are_the_harder_task():
 
 def test_flips_can_be_left_out():
     """A view is mirrored or not, by the share that was asked for, and by nothing else."""
-    batch = _batch()
+    batch = batch_of()
     x = batch["image"]
     plain, mirrored = (_method(flip=flip).view(x, _keys()) for flip in (0.0, 1.0))
     torch.testing.assert_close(plain.flip(-1), mirrored)

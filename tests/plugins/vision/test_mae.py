@@ -8,13 +8,15 @@ import torch
 from maskwright.core.encoder import VisionTransformer, patchify, sincos
 from maskwright.core.errors import ConfigError
 from maskwright.core.loader import Statistics
-from maskwright.core.masking import BlockMasking, ColourNoiseMasking, Grid, RandomMasking, UnitMasking, sample_keys
+from maskwright.core.masking import BlockMasking, ColourNoiseMasking, Grid, RandomMasking, UnitMasking
 from maskwright.core.masking.hide import drop, restore, take
 from maskwright.core.objective.visible import visible_patch_statistics
 from maskwright.core.sample import Batch, Meta, TensorSpec
 from maskwright.core.trainer.optim import parameter_groups
 from maskwright.plugins.vision.methods.mae import Mae
 from maskwright.testing import check_encoder, check_method, made_up_batch
+from tests.plugins.vision.helpers import batch_of, make
+from tests.plugins.vision.helpers import keys as _keys
 
 SMALL = {
     "patch_size": 8,
@@ -31,18 +33,7 @@ TOTAL = {"base": 111_907_840, "large": 329_541_888, "huge": 657_074_508}
 
 
 def _method(**options):
-    torch.manual_seed(0)
-    return Mae(**{**SMALL, **options})
-
-
-def _batch(*shape, count=3, name="image", seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = shape or (3, 32, 32)
-    return Batch({name: torch.randn(count, *shape, generator=generator)}, [Meta(str(i)) for i in range(count)])
-
-
-def _keys(count=3, seed=0):
-    return sample_keys(torch.Generator().manual_seed(seed), count)
+    return make(Mae, **{**SMALL, **options})
 
 
 def _hidden_pixels(method, batch, keys):
@@ -107,7 +98,7 @@ def test_gradient_at_hidden_patches_alone():
         seen["prediction"] = output
 
     method.decoder.register_forward_hook(keep)
-    batch, keys = _batch(), _keys()
+    batch, keys = batch_of(), _keys()
     method(batch, keys).loss.backward()
     hidden = method.masking(Grid((4, 4)), keys).hidden
     assert torch.all(seen["prediction"].grad[~hidden] == 0)
@@ -115,7 +106,7 @@ def test_gradient_at_hidden_patches_alone():
 
 
 def test_hidden_pixels_change_the_target_and_never_the_latent():
-    method, batch, keys = _method(), _batch(), _keys()
+    method, batch, keys = _method(), batch_of(), _keys()
     image = batch["image"]
     changed = torch.where(_hidden_pixels(method, batch, keys), image.flip(-1) + 1, image)
     other = Batch({"image": changed}, batch.metas)
@@ -126,7 +117,7 @@ def test_hidden_pixels_change_the_target_and_never_the_latent():
 
 def test_loss_against_the_formula():
     """Unbiased variance over all values of a patch together; the mean over hidden patches of the batch."""
-    method, batch, keys = _method(), _batch(), _keys()
+    method, batch, keys = _method(), batch_of(), _keys()
     patches = patchify(batch["image"], (8, 8)).double()
     tokens = method.encoder.tokenize(batch)
     mask = method.masking(tokens.grid, keys)
@@ -152,7 +143,7 @@ def test_blank_patches_are_no_division_by_zero():
 
 def test_the_target_is_in_network_units():
     """Physical units scaled and shifted, and the statistics with them: not a bit of difference that matters."""
-    batch, keys = _batch(), _keys()
+    batch, keys = batch_of(), _keys()
     mean, std = [100.0, 2000.0, -3.0], [10.0, 500.0, 0.1]
     physical = batch["image"] * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     other = _method(norm_pix_loss=False)
@@ -190,7 +181,7 @@ def test_encoder_positions_and_class_token():
 def test_decoder_positions_go_to_all_tokens():
     method, seen = _method(), {}
     method.decoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0]))
-    batch, keys = _batch(), _keys()
+    batch, keys = batch_of(), _keys()
     tokens = method.encoder.tokenize(batch)
     mask = method.masking(tokens.grid, keys)
     visible = method.encoder(tokens, mask)
@@ -199,7 +190,7 @@ def test_decoder_positions_go_to_all_tokens():
     table = sincos(tokens.grid.coordinates(), 16)
     torch.testing.assert_close(seen["x"][:, 0], embedded[:, 0])
     expected = method.decoder.mask_token[0, 0] + table
-    for row in range(3):
+    for row in range(4):
         torch.testing.assert_close(seen["x"][row, 1:][mask.hidden[row]], expected[mask.hidden[row]])
         at = mask.visible[row]
         torch.testing.assert_close(seen["x"][row, 1:][at], embedded[row, 1:] + table[at])
@@ -208,7 +199,7 @@ def test_decoder_positions_go_to_all_tokens():
 def test_order_of_kept_patches_does_not_matter():
     from maskwright.core.masking import Mask
 
-    method, batch = _method(masking=RandomMasking(0.5)), _batch()
+    method, batch = _method(masking=RandomMasking(0.5)), batch_of()
     tokens = method.encoder.tokenize(batch)
     mask = method.masking(tokens.grid, _keys())
     visible = mask.visible.flip(1)
@@ -253,7 +244,7 @@ def test_contract_on_one_to_three_axes(dims, patch, shape, norm_pix):
         "input_name": "x",
         "norm_pix_loss": norm_pix,
     }
-    batch = _batch(*shape, count=4, name="x")
+    batch = batch_of(*shape, count=4, name="x")
     check_method(lambda: Mae(**options), batch)
     if not norm_pix:
         check_encoder(lambda: Mae(**options).encoder, batch)
@@ -261,18 +252,18 @@ def test_contract_on_one_to_three_axes(dims, patch, shape, norm_pix):
 
 @pytest.mark.parametrize("masking", [ColourNoiseMasking(0.75, "red"), BlockMasking(0.6), UnitMasking(0.6)])
 def test_any_masking_works(masking):
-    assert _method(masking=masking)(_batch(), _keys()).loss.isfinite()
+    assert _method(masking=masking)(batch_of(), _keys()).loss.isfinite()
 
 
 def test_any_size_is_taken_whatever_was_written_down():
     method = _method(img_size=64)
     for side in (8, 24, 64, 96):
-        embedding = method.encoder.embed(_batch(3, side, 32))
-        assert embedding.tokens.shape == (3, side // 8 * 4, 32)
+        embedding = method.encoder.embed(batch_of(3, side, 32))
+        assert embedding.tokens.shape == (4, side // 8 * 4, 32)
 
 
 def test_pooled_is_the_mean_or_the_class_token():
-    batch = _batch()
+    batch = batch_of()
     mean, token = _method().encoder, _method(pool="token").encoder
     torch.testing.assert_close(mean.embed(batch).pooled, mean.embed(batch).tokens.mean(1))
     with torch.no_grad():
@@ -298,15 +289,15 @@ def test_clear_errors():
     with pytest.raises(ConfigError, match=r"method\.img_size=0"):
         _method(img_size=0)
     with pytest.raises(ConfigError, match="does not divide into patches of 8 x 8"):
-        _method()(_batch(3, 30, 32), _keys())
+        _method()(batch_of(3, 30, 32), _keys())
     with pytest.raises(ConfigError, match="built for 3 channels, but the input has 4"):
-        _method()(_batch(4, 32, 32), _keys())
+        _method()(batch_of(4, 32, 32), _keys())
     with pytest.raises(ConfigError, match="none of C T"):
         _method(dims="N C")
 
 
 def test_preview_uses_no_statistic_of_hidden_pixels():
-    method, batch, keys = _method(), _batch(), _keys()
+    method, batch, keys = _method(), batch_of(), _keys()
     hidden = _hidden_pixels(method, batch, keys)
     changed = Batch({"image": torch.where(hidden, 9.0, batch["image"])}, batch.metas)
     before, after = (method.preview(b, keys)["image"].reconstruction for b in (batch, changed))
