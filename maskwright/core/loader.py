@@ -18,7 +18,7 @@ from maskwright.core.masking.base import Grid
 from maskwright.core.sample import BadFile, InputSpec, Sample
 
 if TYPE_CHECKING:
-    from maskwright.core.scene import Scene
+    from maskwright.core.scene import PointScene, Scene
 
 RAW_VALUES = 1024
 """Longest vector of raw values that serves as a baseline."""
@@ -134,8 +134,8 @@ class Loader(ABC):
         """Options with which this loader is opened to give `scenes`; those of a task model's training data before."""
         return options
 
-    def scenes(self) -> Sequence[Scene]:
-        """Its images as a whole, to be predicted pixel by pixel.
+    def scenes(self) -> Sequence[Scene | PointScene]:
+        """Its images as a whole, to be predicted pixel by pixel, or its scans, point by point.
 
         Raises:
             ConfigError: this loader knows no scenes.

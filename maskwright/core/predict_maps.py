@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,8 @@ from torch import Tensor
 from maskwright.core.errors import ConfigError, DataError
 from maskwright.core.evaluation.task import Targets
 from maskwright.core.evaluation.task_model import TaskModel
-from maskwright.core.sample import BadFile, Batch, Sample
-from maskwright.core.scene import MapFormat, MapWriter, Scene, Window
+from maskwright.core.sample import BadFile, Batch, Sample, collate
+from maskwright.core.scene import MapFormat, MapWriter, PointScene, Scene, Window
 from maskwright.core.task_folder import TaskFolder
 from maskwright.core.tiling import Blend, Tiling
 
@@ -32,14 +33,18 @@ def predict_maps(job: Job) -> tuple[list[Path], int, int, list[BadFile]]:
     targets = _targets(job, every)
     mine = list(range(job.number - 1, len(every), job.count))
     model = job.folder.model.to(job.device)
-    margin = half_token(model, job.folder.fill, job.size)
+    pixels = any(isinstance(scene, Scene) for scene in every)
+    margin = half_token(model, job.folder.fill, job.size) if pixels else ()
     bad = list(job.loader.bad_files) if job.number == 1 else []
     total, made, outputs = len(mine) + len(bad), 0, []
     for done, number in enumerate(mine, start=1):
         scene, paths = every[number], targets[number]
         if not _up_to_date(scene, paths):
             try:
-                _predict_scene(job, model, scene, paths, margin)
+                if isinstance(scene, PointScene):
+                    _predict_points(job, model, scene, paths)
+                else:
+                    _predict_scene(job, model, scene, paths, margin)
             except DataError as error:
                 bad.append(BadFile(scene.sources[0], str(error)))
                 continue
@@ -50,7 +55,7 @@ def predict_maps(job: Job) -> tuple[list[Path], int, int, list[BadFile]]:
     return outputs, made, total, bad
 
 
-def _targets(job: Job, scenes: Sequence[Scene]) -> list[list[Path]]:
+def _targets(job: Job, scenes: Sequence[Scene | PointScene]) -> list[list[Path]]:
     """Files that each scene gives: the map, and with `probabilities` those before it.
 
     Raises:
@@ -70,7 +75,7 @@ def _targets(job: Job, scenes: Sequence[Scene]) -> list[list[Path]]:
     return found
 
 
-def _up_to_date(scene: Scene, paths: Sequence[Path]) -> bool:
+def _up_to_date(scene: Scene | PointScene, paths: Sequence[Path]) -> bool:
     """Whether all maps are there, which they only are when they are whole, and not older than their sources."""
     try:
         oldest = min(path.stat().st_mtime_ns for path in paths)
@@ -153,6 +158,31 @@ def _predict_scene(job: Job, model: TaskModel, scene: Scene, paths: Sequence[Pat
                 classes.write(window, np.where(valid, codes[means.argmax(0)], nodata)[None])
                 if shares is not None:
                     shares.write(window, np.where(valid, means, np.float32("nan")))
+
+
+def _predict_points(job: Job, model: TaskModel, scene: PointScene, paths: Sequence[Path]) -> None:
+    """Write the classes of a scan's points, and their probabilities; of a point that comes twice the first counts."""
+    form = class_format(job.folder)
+    codes = np.array(_codes(model.targets), dtype=form.dtype)
+    found = np.full(scene.count, form.nodata, dtype=form.dtype)
+    known = np.zeros(scene.count, dtype=bool)
+    shares = np.full((scene.count, len(codes)), np.nan, dtype=np.float32) if job.probabilities else None
+    pieces = scene.pieces()
+    while waiting := list(itertools.islice(pieces, job.batch_size)):
+        says = model.predict(collate([sample for sample, _ in waiting])).numpy()  # (B, K, N)
+        if not np.isfinite(says).all():
+            raise DataError(scene.sources[0], "the model's output holds NaN or Inf")
+        for values, (_, numbers) in zip(says, waiting, strict=True):
+            numbers, first = np.unique(numbers, return_index=True)
+            new = ~known[numbers]
+            numbers, values = numbers[new], values[:, first[new]]
+            known[numbers], found[numbers] = True, codes[values.argmax(0)]
+            if shares is not None:
+                shares[numbers] = values.T
+    if shares is not None:
+        names = probability_format(job.folder).bands
+        scene.write(paths[0], dict(zip(names, shares.T, strict=True)), probability_format(job.folder))
+    scene.write(paths[-1], {"class": found}, form)
 
 
 class _Slice(Scene):

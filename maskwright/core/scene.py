@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,38 @@ class Scene(ABC):
     @abstractmethod
     def writer(self, path: Path, form: MapFormat) -> AbstractContextManager[MapWriter]:
         """A map that lies where this scene lies. It appears under `path` when all of it is written, whole or not at all.
+
+        Raises:
+            DataError: it cannot be written. DiskFullError: no space.
+        """
+
+
+class PointScene(ABC):
+    """One scan of scattered points of any number, predicted point by point."""
+
+    name: str
+    """Unique among the scenes of a loader; a relative path without ending, which outputs are called after."""
+    sources: list[str]
+    suffix: str
+    """File name ending of its outputs, such as ".laz"."""
+    count: int
+    """Points of the scan."""
+
+    @abstractmethod
+    def pieces(self) -> Iterator[tuple[Sample, np.ndarray]]:
+        """Samples that cover all points together, with the number in the scan of each of a sample's points, (N,) int64.
+
+        A point may come more than once. Every piece has as many points as a sample has.
+
+        Raises:
+            DataError: the file is broken.
+        """
+
+    @abstractmethod
+    def write(self, path: Path, columns: dict[str, np.ndarray], form: MapFormat) -> None:
+        """All points with new columns (count,), in the order of the scan and where the scan has them; atomically.
+
+        A column "class" takes the place of the scan's own classification.
 
         Raises:
             DataError: it cannot be written. DiskFullError: no space.

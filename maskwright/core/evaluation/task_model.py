@@ -91,8 +91,10 @@ class TaskModel(nn.Module):
         return F.interpolate(logits, size=size, mode=_LINEAR[grid.ndim], align_corners=False)
 
     def spatial(self, batch: Batch) -> tuple[int, ...]:
-        """Pixels along each axis of the (first) input that the batch holds."""
-        return tuple(self._first(batch).shape[2:])
+        """Pixels along each axis of the (first) input that the batch holds; of points, their number."""
+        x = self._first(batch)
+        points = next(spec.dims == "N C" for name, spec in self.encoder.inputs.items() if name in batch.tensors)
+        return (x.shape[1],) if points else tuple(x.shape[2:])
 
     def _first(self, batch: Batch) -> Tensor:
         return next(batch[name] for name in self.encoder.inputs if name in batch.tensors)

@@ -1,0 +1,1 @@
+"""Point clouds and meshes: files of objects, large scans, methods on points."""
