@@ -13,6 +13,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("convert")(convert)
     app.command("window")(window)
     app.command("slices")(slices)
+    app.command("small-data-study")(small_data_study)
 
 
 def convert(
@@ -62,3 +63,72 @@ def slices(
 
     written = write_slices(file, out, axis, preset, bits, count, volume)
     typer.echo(f"Wrote {written} slices and slices.csv to {out}.")
+
+
+def small_data_study(
+    data: Annotated[Path, typer.Argument(help="labelled pictures: folder of DICOM, NIfTI or PNG files, or arrays")],
+    labels: Annotated[str, typer.Option(help="folder, label, FILE.csv:COLUMN, FILE.npy or FILE.npz:NAME")] = "folder",
+    out: Annotated[Path, typer.Option(help="folder of the results; the same one again goes on")] = Path(
+        "small-data-study"
+    ),
+    loader: Annotated[str, typer.Option(help="name of a loader (`maskwright list loader`)")] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE: data.NAME, method.NAME, trainer.NAME or finetune.NAME"),
+    ] = None,
+    methods: Annotated[str, typer.Option(help="of spark, moco, byol (need lightly), scratch and random")] = (
+        "spark,moco,byol,scratch,random"
+    ),
+    fractions: Annotated[str, typer.Option(help="shares of the training labels")] = "1,0.5,0.25,0.1",
+    seeds: Annotated[int, typer.Option(min=1, help="draws, each with a pre-training of its own")] = 3,
+    preset: Annotated[str, typer.Option(help="of SparK: tiny, small or base")] = "small",
+    backbone: Annotated[str, typer.Option(help="another ConvNet of timm than the preset's, or plain")] = "",
+    pretrain_steps: Annotated[int, typer.Option(min=1, help="of each pre-training")] = 2000,
+    finetune_steps: Annotated[int, typer.Option(min=1, help="of each fine-tuning")] = 300,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="pictures to pre-train on instead of the training part")
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: a backbone that was pre-trained elsewhere, to compare with")
+    ] = None,
+    split: Annotated[str, typer.Option(help="group, or a column with train, validation and test")] = "group",
+    test: Annotated[float, typer.Option(help="share of the patients that is tested on")] = 0.2,
+    validation: Annotated[float, typer.Option(help="share of the others that the best step is chosen on")] = 0.15,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Compare ways to pre-train on your pictures while labels become fewer, and say whether it helped."""
+    from maskwright.core.errors import ConfigError
+    from maskwright.medical.study.results import words
+    from maskwright.medical.study.run import small_data_study as study
+
+    try:
+        shares = [float(text) for text in fractions.split(",")]
+    except ValueError:
+        raise ConfigError(f"--fractions {fractions}: write numbers with commas between, such as 1,0.5,0.1.") from None
+    files = dict(text.partition("=")[::2] for text in weights or [])
+    if any(not file for file in files.values()):
+        raise ConfigError("--weights: write NAME=FILE, such as swav=swav.safetensors.")
+    outcome = study(
+        data,
+        labels,
+        out,
+        loader=loader,
+        settings=settings or [],
+        methods=[text.strip() for text in methods.split(",") if text.strip()],
+        fractions=shares,
+        seeds=seeds,
+        preset=preset,
+        backbone=backbone,
+        pretrain_steps=pretrain_steps,
+        finetune_steps=finetune_steps,
+        unlabelled=unlabelled,
+        weights=files,
+        split=split,
+        test=test,
+        validation=validation,
+        device=device,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    for gap in outcome.gaps:
+        typer.echo(words(*gap))
+    typer.echo(f"Wrote {out}/report.md.")

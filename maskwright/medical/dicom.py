@@ -349,9 +349,15 @@ def read_stored(picture: Picture, frame: Frame) -> np.ndarray:
     return pixels
 
 
-def read_values(picture: Picture, frame: Frame) -> np.ndarray:
-    """A frame in its unit, (rows, columns) float32; NaN where the file says that there is nothing."""
+def read_values(picture: Picture, frame: Frame, as_zero: int | None = None) -> np.ndarray:
+    """A frame in its unit, (rows, columns) float32; NaN where the file says that there is nothing.
+
+    Args:
+        as_zero: stored number that is taken as 0 before slope and intercept.
+    """
     stored = read_stored(picture, frame)
+    if as_zero is not None:
+        stored = np.where(stored == as_zero, 0, stored)
     values = stored.astype(np.float32)
     if frame.slope != 1:
         values *= np.float32(frame.slope)

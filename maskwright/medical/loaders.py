@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from maskwright.core.errors import ConfigError
 from maskwright.core.sample import Sample
 from maskwright.core.statistics import spread
+from maskwright.medical import windows
 from maskwright.medical.base import MedicalLoader
+from maskwright.medical.series import DicomVolume
 from maskwright.medical.volume import View
 
 if TYPE_CHECKING:
@@ -112,6 +116,9 @@ class SliceLoader(MedicalLoader):
         size: pixels of a crop, one number or [H, W]: at random with a generator, else from the middle. What reaches
             beyond the slice gets the lowest value in the crop. Left out, whole slices are read.
         spacing: millimetres between pixels within a slice, one number or [along W, along H]; resampled as in `volumes`.
+        scale: "min-max" brings every slice by itself from its lowest and highest value to 0 and 255, whatever a crop shows
+            of it; the scale in HU is lost. Left out, values stay in their unit.
+        padding: number stored in DICOM files, such as -2000, that is taken as 0 before slope and intercept.
         reading: further options, see `MedicalLoader`.
     """
 
@@ -125,6 +132,8 @@ class SliceLoader(MedicalLoader):
         context: int = 0,
         size: int | tuple[int, int] | None = None,
         spacing: float | tuple[float, float] | None = None,
+        scale: Literal["min-max"] | None = None,
+        padding: int | None = None,
         **reading: Any,
     ) -> None:
         if context < 0 or (slices is not None and slices < 1):
@@ -132,18 +141,25 @@ class SliceLoader(MedicalLoader):
         self.size, self.context, self.axis, self._count = _sizes(size, 2), context, AXES[axis], slices
         self.columns, self.rows = [other for other in range(3) if other != self.axis]
         self._plane = (self.rows, self.columns)
+        self.scale, self._padding = scale, padding
         within = spacing if isinstance(spacing, (tuple, list)) else (spacing, spacing)
         wanted: list[float | None] = [None, None, None]
         wanted[self.columns], wanted[self.rows] = within
         super().__init__(path, wanted, **reading)
+        for view in self.views:
+            if isinstance(view.volume, DicomVolume):
+                view.volume.as_zero = padding
         depths = [view.shape[self.axis] for view in self.views]
         self.chosen = [spread(depth, depth if slices is None else slices) for depth in depths]
         self.ends = list(accumulate(map(len, self.chosen)))
         names = tuple(f"slice {at:+d}" if at else "slice" for at in range(-context, context + 1))
         self._spec(self.channels * len(names), names if self.channels == 1 and context else None)
+        if scale is not None:
+            self.spec = {"image": replace(self.spec["image"], unit="0 to 255 of each slice")}
 
     def _extent(self) -> dict[str, Any]:
-        return {"size": self.size, "axis": self.axis, "context": self.context, "slices": self._count}
+        extent = {"size": self.size, "axis": self.axis, "context": self.context, "slices": self._count}
+        return {**extent, "scale": self.scale, "padding": self._padding}
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -178,6 +194,8 @@ class SliceLoader(MedicalLoader):
         for axis, begin, extent in zip(self._plane, starts, sizes, strict=True):
             start[axis], size[axis] = begin, extent
         values = self._read(view, start, size, fill)
+        if self.scale is not None:
+            values = self._scaled(view, values, first)
         slabs = torch.from_numpy(values).movedim(3 - self.axis, 1)  # (C, slices, H, W)
         neighbours = [min(max(at + off, 0), depth - 1) - first for off in range(-self.context, self.context + 1)]
         image = slabs[:, neighbours].flatten(0, 1).contiguous()
@@ -186,6 +204,13 @@ class SliceLoader(MedicalLoader):
         meta = self._meta(index, view, start, (self.columns, self.rows, self.axis))
         meta.extra["slice"] = at
         return Sample({"image": image}, meta)
+
+    def _scaled(self, view: View, values: np.ndarray, first: int) -> np.ndarray:
+        """A crop (C, D, H, W) of the slices from `first` on, scaled by the ends of its whole slices."""
+        start, size = [0, 0, 0], list(view.shape)
+        start[self.axis], size[self.axis] = first, values.shape[3 - self.axis]
+        whole, plane = self._read(view, start, size), (3 - self.rows, 3 - self.columns)
+        return windows.min_max(values, whole.min(plane, keepdims=True), whole.max(plane, keepdims=True))
 
     @classmethod
     def scene_options(cls, options: dict[str, Any]) -> dict[str, Any]:

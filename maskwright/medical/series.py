@@ -38,13 +38,15 @@ class DicomVolume(Volume):
         self.name = Path(first.path).stem
         self.group, self.modality, self.unit = first.patient, first.modality, first.unit
         self.shape = (first.columns, first.rows, len(slices))
+        self.as_zero: int | None = None
+        """Stored number that is taken as 0, see `read_values`."""
 
     def read(self, box: Box, frame: int = 0) -> np.ndarray:
         columns, rows, places = box
         chosen = self.slices[places]
         values = np.empty((len(chosen), rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
         for at, (picture, one) in enumerate(chosen):
-            values[at] = read_values(picture, one)[rows, columns]
+            values[at] = read_values(picture, one, self.as_zero)[rows, columns]
         return values.transpose(2, 1, 0)
 
     def whole(self) -> np.ndarray:

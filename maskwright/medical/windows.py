@@ -51,6 +51,14 @@ def clip(values: np.ndarray, limits: Range | None) -> np.ndarray:
     return values if limits is None else np.clip(values, *limits, out=values)
 
 
+def min_max(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Values of any shape so that `low` becomes 0 and `high` 255, float32; all 0 where they are equal.
+
+    The scale in HU is lost: one grey is another density in the next slice (SparK-CT, Wolf et al. 2023).
+    """
+    return ((values - low) / np.where(high > low, high - low, np.inf) * 255).astype(np.float32)
+
+
 def to_bytes(values: np.ndarray, limits: Range, bits: int = 8) -> np.ndarray:
     """Values of any shape as integers of a picture: 0 at the lower end of the range, 255 (or 65535) at the upper."""
     low, high = limits
