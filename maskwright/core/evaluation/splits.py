@@ -111,7 +111,8 @@ def make_folds(groups: Sequence[str], labels: np.ndarray | None, count: int, see
         )
     count = min(count, len(names))
     state = derive_seed(seed, len(groups)) % 2**32
-    if labels is None:
+    largest = 0 if labels is None else int(np.bincount(labels).max())
+    if labels is None or largest < count:  # no class has a sample for each fold
         parts = GroupKFold(count, shuffle=True, random_state=state).split(numbers, groups=numbers)
     elif len(names) == len(groups):
         smallest = np.bincount(labels)[np.unique(labels)].min()

@@ -73,7 +73,7 @@ def pretrain(
     path = Path(run) if run is not None else Path("runs") / f"{recipe.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     target = Run(path) if launched else Run.create(path)
     built.method.prepare(built.loader, generator_for(built.recipe.seed, PREPARE))
-    return _train(target, built, None)
+    return train_built(target, built, None)
 
 
 def resume(run: str | Path | Run) -> Run:
@@ -95,7 +95,7 @@ def resume(run: str | Path | Run) -> Run:
             f"Warning: the data held {newest.state['samples']} samples when training stopped and hold "
             f"{len(built.loader)} now. Training goes on, but not to the weights of an uninterrupted run."
         )
-    return _train(run, built, newest)
+    return train_built(run, built, newest)
 
 
 def check_bad_files(built: Built) -> None:
@@ -197,7 +197,7 @@ def quiet_lightning() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _train(run: Run, built: Built, start: checkpoints.Checkpoint | None) -> Run:
+def train_built(run: Run, built: Built, start: checkpoints.Checkpoint | None) -> Run:
     """Train and finish a run that no other process works on."""
     run.path.mkdir(parents=True, exist_ok=True)
     with locked(run) if _rank() == 0 else nullcontext():

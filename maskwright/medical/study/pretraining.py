@@ -16,7 +16,7 @@ from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.data import PREPARE, generator_for
 from maskwright.core.trainer.keeper import Interrupted
 from maskwright.core.trainer.method import Method
-from maskwright.core.trainer.pretrain import _train as train_built
+from maskwright.core.trainer.pretrain import train_built
 from maskwright.core.trainer.run import Run
 from maskwright.medical.methods.spark import SparK
 from maskwright.medical.study.part import Part

@@ -30,6 +30,13 @@ def _meta(index, column=0, row=0, group="", size=64, crs=UTM, source="scene.tif"
 
 
 @pytest.mark.parametrize("labels", [None, "classes"])
+def test_more_folds_than_samples_of_any_class():
+    groups = [str(at // 2) for at in range(60)]
+    folds = make_folds(groups, np.arange(60) // 2 % 3, 25, 0)
+    assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(60))
+    assert all(not {groups[i] for i in fold.train} & {groups[i] for i in fold.test} for fold in folds)
+
+
 def test_folds_test_each_sample_once_and_cut_no_group(labels):
     generator = np.random.default_rng(0)
     groups = [f"g{n}" for n in generator.integers(0, 23, 300)]
