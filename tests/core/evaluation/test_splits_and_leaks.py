@@ -30,13 +30,6 @@ def _meta(index, column=0, row=0, group="", size=64, crs=UTM, source="scene.tif"
 
 
 @pytest.mark.parametrize("labels", [None, "classes"])
-def test_more_folds_than_samples_of_any_class():
-    groups = [str(at // 2) for at in range(60)]
-    folds = make_folds(groups, np.arange(60) // 2 % 3, 25, 0)
-    assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(60))
-    assert all(not {groups[i] for i in fold.train} & {groups[i] for i in fold.test} for fold in folds)
-
-
 def test_folds_test_each_sample_once_and_cut_no_group(labels):
     generator = np.random.default_rng(0)
     groups = [f"g{n}" for n in generator.integers(0, 23, 300)]
@@ -178,3 +171,10 @@ def test_of_very_many_overlaps_enough_are_kept_to_join_all_groups():
     assert 100 <= len(leaks) <= 100 + 400
     assert set(join(sides, [(leak.first, leak.second) for leak in leaks])) == {"g0"}
     assert len(find_overlaps(metas, sides, limit=10**6)) == 400 * 399 / 2
+
+
+def test_more_folds_than_samples_of_any_class():
+    groups = [str(at // 2) for at in range(60)]
+    folds = make_folds(groups, np.arange(60) // 2 % 3, 25, 0)
+    assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(60))
+    assert all(not {groups[i] for i in fold.train} & {groups[i] for i in fold.test} for fold in folds)
