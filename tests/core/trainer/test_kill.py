@@ -57,4 +57,4 @@ def test_a_reported_checkpoint_survives_kill_9_at_any_instant(tmp_path):
         assert torch.equal(loaded.tensors["method.w"], torch.full((LENGTH,), float(reached)))
         best = tmp_path / "best.safetensors"
         assert not best.exists() or checkpoints.read(best).step % 3 == 0
-    assert reached > KILLS / 4  # the kills fell among many saves
+    assert reached > KILLS / 10  # the kills fell among many saves, also on a busy machine
