@@ -55,9 +55,10 @@ def plain_neighbours(queries: Tensor, points: Tensor, k: int) -> Tensor:
 
 
 def open3d_sampling(points: Tensor, count: int) -> np.ndarray:
-    """Open3D gives points and not their numbers, (B, count, 3)."""
-    clouds = [open3d.t.geometry.PointCloud(open3d.core.Tensor(sample.numpy())) for sample in points]
-    return np.stack([cloud.farthest_point_down_sample(count).point.positions.numpy() for cloud in clouds])
+    """Open3D gives points and not their numbers, (B, count, 3). Its older interface is the faster one."""
+    vectors = [open3d.utility.Vector3dVector(sample.double().numpy()) for sample in points]
+    clouds = [open3d.geometry.PointCloud(vector).farthest_point_down_sample(count) for vector in vectors]
+    return np.stack([np.asarray(cloud.points) for cloud in clouds]).astype(np.float32)
 
 
 def fpsample_sampling(points: Tensor, count: int) -> Tensor:

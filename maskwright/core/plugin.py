@@ -34,6 +34,12 @@ def register_maskings() -> list[Component]:
             "Filtered noise: blobs (red), even spread (blue), clusters (green), coarse and fine (purple).",
             "ColorMAE, 2024",
         ),
+        Component(
+            "spans",
+            "maskwright.core.masking.spans:SpanMasking",
+            "Spans of neighbouring steps along the last axis.",
+            "wav2vec 2.0, 2020",
+        ),
         Component("guided", f"{_STRATEGIES}:GuidedMasking", "A score from outside decides.", "after HPM, 2023"),
     ]
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.host import get_host
 from maskwright.core.sample import BadFile
-from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.run import Run
 from maskwright.pointcloud.loaders import PointLoader
 from maskwright.pointcloud.methods.p2c import P2c
@@ -23,17 +21,12 @@ def load_completion(run: Run | str | Path) -> P2c:
         ConfigError: a run of another method. DataError: no checkpoint that can be read.
     """
     run = Run.open(run) if isinstance(run, (str, Path)) else run
-    section = run.recipe().method
-    method_class = get_host().component("method", section.name).load()
-    if not issubclass(method_class, P2c):
-        raise ConfigError(f"{run.path} is a run of {section.name}, which completes no clouds. Give a run of p2c.")
-    newest, complaints = checkpoints.load_newest(run.checkpoints)
-    if newest is None:
-        said = f": {complaints[0]}" if complaints else ""
-        raise DataError(run.checkpoints, f"holds no checkpoint{said}", mend="Train first, or copy the whole run")
-    method = method_class(**section.options)
-    method.load_state_dict(newest.part("method"))
-    return method.eval()
+    method = run.load_method()
+    if not isinstance(method, P2c):
+        raise ConfigError(
+            f"{run.path} is a run of {run.recipe().method.name}, which completes no clouds. Give a run of p2c."
+        )
+    return method
 
 
 def complete_files(run: Run | str | Path, path: str | Path, out: str | Path) -> tuple[list[Path], list[BadFile]]:

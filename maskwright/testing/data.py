@@ -23,13 +23,14 @@ def made_up_batch(inputs: InputSpec, count: int = 4, size: int = 32, seed: int =
     """Smooth waves plus a little noise for every input: a batch of `count` samples.
 
     Args:
-        inputs: what to make; an input of any number of channels gets two.
+        inputs: what to make; an input of any number of channels gets two, points get three.
         size: length of every axis other than C.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors, lengths = {}, {}
     for name, spec in inputs.items():
-        shape = [(spec.channel_count or 2) if axis == "C" else size for axis in spec.dims.split()]
+        channels = spec.channel_count or (3 if "N" in spec.dims.split() else 2)
+        shape = [channels if axis == "C" else size for axis in spec.dims.split()]
         wave = torch.zeros(count, *shape)
         for axis, length in enumerate(shape):
             frequency = 4 * torch.rand(count, generator=generator) * 2 * math.pi / max(length, 8)

@@ -45,6 +45,7 @@ def check_method(
     method.start_step(Progress(0, steps, 0, steps))
     keys = sample_keys(torch.Generator().manual_seed(11), len(batch))
     _check_forward(method, batch, keys, name)
+    batch = method.settled(batch)
     panels = _check_preview(method, batch, keys, name)
     _check_hidden(method, batch, keys, panels, name)
     _check_neighbours(method, batch, keys, tolerance, name)
@@ -89,13 +90,14 @@ def _check_preview(method: Method, batch: Batch, keys: Tensor, name: str) -> dic
         require(key in batch.tensors, f"{where}: panels are named after inputs, which are {', '.join(batch.tensors)}.")
         shape = tuple(batch[key].shape)
         require(torch.equal(panel.original, batch[key]), f"{where}: `original` is not the input in physical units.")
-        wanted = (shape[0], *shape[2:])
+        wanted = shape[:2] if panel.scattered else (shape[0], *shape[2:])
         fits = panel.hidden.dtype == torch.bool and tuple(panel.hidden.shape) == wanted
         require(fits, f"{where}: `hidden` is {panel.hidden.dtype} {tuple(panel.hidden.shape)}, not bool {wanted}.")
         mixed = bool(panel.hidden.any()) and not bool(panel.hidden.all())
         require(mixed, f"{where}: `hidden` must be True somewhere (hidden) and False somewhere (visible).")
         found = tuple(panel.reconstruction.shape)
-        require(found == shape, f"{where}: `reconstruction` has shape {found}; {shape} was expected.")
+        fits = (found[0], *found[2:]) == (shape[0], *shape[2:]) if panel.scattered else found == shape
+        require(fits, f"{where}: `reconstruction` has shape {found}; {shape} was expected.")
         require(bool(panel.reconstruction.isfinite().all()), f"{where}: `reconstruction` holds NaN or infinity.")
         require(not panel.reconstruction.requires_grad, f"{where}: carries a gradient; use torch.no_grad().")
     return panels
@@ -107,7 +109,7 @@ def _disturb(batch: Batch, panels: dict[str, Panel], hidden: bool) -> Batch:
     for number, (key, panel) in enumerate(panels.items()):
         x = tensors[key]
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(number)) * x.std().clamp_min(1e-6)
-        where = (panel.hidden if hidden else ~panel.hidden).unsqueeze(1)
+        where = (panel.hidden if hidden else ~panel.hidden).unsqueeze(2 if panel.scattered else 1)
         tensors[key] = torch.where(where, x + noise, x)
     return Batch(tensors, batch.metas, lengths=batch.lengths)
 
@@ -129,8 +131,11 @@ def _check_hidden(method: Method, batch: Batch, keys: Tensor, panels: dict[str, 
     require(moved, f"{name}.encode: visible input does not change it; `hidden` of preview may be the wrong way round.")
     again = method.preview(changed, keys)
     for key, panel in panels.items():
-        where = panel.hidden.unsqueeze(1).expand_as(panel.reconstruction)
-        clean = same_bits(panel.reconstruction[where], again[key].reconstruction[where])
+        made, remade = panel.reconstruction, again[key].reconstruction
+        if not panel.scattered:  # all of a set of points is made from what was seen
+            where = panel.hidden.unsqueeze(1).expand_as(made)
+            made, remade = made[where], remade[where]
+        clean = same_bits(made, remade)
         require(clean, f'{name}.preview()["{key}"]: the reconstruction of hidden input was made with a look at it.')
 
 

@@ -17,7 +17,7 @@ from maskwright.core.errors import ConfigError, PluginError
 from maskwright.core.host import HOOKS, REGISTER_HOOKS, Host, normalise
 from tests.fake_distributions import GOOD, HEAD, write_distribution
 
-OURS = ["medical", "pointcloud", "remote-sensing", "vision"]
+OURS = ["medical", "pointcloud", "remote-sensing", "speech", "vision"]
 """Domains that come with the package, in order of name."""
 
 EVERYTHING = (
@@ -256,7 +256,7 @@ LIGHT = """
 import sys
 import maskwright
 from maskwright.core.host import get_host
-assert len(get_host().plugins) == 5
+assert len(get_host().plugins) == 6
 assert "pretrain" in dir(maskwright)
 heavy = {"torch", "lightning", "pydantic", "rasterio", "numpy", "matplotlib", "sklearn", "typer"} & set(sys.modules)
 assert not heavy, heavy

@@ -47,7 +47,14 @@ def test_a_run_on_clouds_is_drawn_and_evaluated(shapes, tmp_path):
     embedding = encoder.embed(batch)
     assert embedding.pooled.shape == (3, 64)
     found = maskwright.evaluate(
-        run, shapes, "classification", protocols=["linear"], seeds=1, folds=2, out=tmp_path / "judged"
+        run,
+        shapes,
+        "classification",
+        protocols=["linear"],
+        baselines=["simple"],
+        seeds=1,
+        folds=2,
+        out=tmp_path / "judged",
     )
     own = {row.protocol for row in found.table.rows if row.features == "pre-trained"}
     assert own == {"linear probe"}, found.table.rows

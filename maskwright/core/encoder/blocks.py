@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskwright.core.encoder.positions import rotate
 from maskwright.core.errors import ConfigError
+from maskwright.core.masking.hide import take
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -30,6 +31,7 @@ QkvBias = bool | Literal["qv"]
 class Attention(nn.Module):
     """Self-attention over (B, N, D) with an optional additive bias (1 or B, H, N, N) and rotary angles.
 
+    With `context` (B, K) only those tokens are keys and values, and the bias is (1 or B, H, N, K); without angles then.
     A bias of the keys adds the same number to all scores of a query, so that "qv" computes what true computes.
     """
 
@@ -42,13 +44,21 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
-        if self.q_bias is None or self.v_bias is None:
-            projected = self.qkv(x)
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        qkv_bias: Tensor | None = self.qkv.bias
+        if self.q_bias is not None and self.v_bias is not None:
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        if context is None:
+            parts = F.linear(x, self.qkv.weight, qkv_bias).chunk(3, dim=-1)
         else:
-            whole = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-            projected = F.linear(x, self.qkv.weight, whole)
-        q, k, v = (split_heads(part, self.num_heads) for part in projected.chunk(3, dim=-1))
+            sizes = [x.shape[-1], 2 * x.shape[-1]]
+            weights = self.qkv.weight.split(sizes)
+            biases = (None, None) if qkv_bias is None else qkv_bias.split(sizes)
+            keys = F.linear(take(x, context), weights[1], biases[1])
+            parts = (F.linear(x, weights[0], biases[0]), *keys.chunk(2, dim=-1))
+        q, k, v = (split_heads(part, self.num_heads) for part in parts)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         bias = bias if bias is None else bias.to(q.dtype)
@@ -137,8 +147,10 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.residual2 = Residual(dim, layer_scale, drop_path)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None) -> Tensor:
-        x = x + self.residual1(self.attn(self.norm1(x), bias, angles))
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, angles: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.residual1(self.attn(self.norm1(x), bias, angles, context))
         return x + self.residual2(self.mlp(self.norm2(x)))
 
 

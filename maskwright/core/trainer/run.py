@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +23,13 @@ from maskwright.core.host import get_host
 from maskwright.core.options import check_options, fail_if_any
 from maskwright.core.recipe import Recipe, load_recipe, save_recipe
 from maskwright.core.sample import BadFile, InputSpec
+from maskwright.core.trainer import checkpoint as checkpoints
 from maskwright.core.trainer.files import write_text, write_with
 
-LIBRARIES = ("torch", "lightning", "numpy", "safetensors", "rasterio", "nibabel", "open3d", "torchaudio", "decord")
+if TYPE_CHECKING:
+    from maskwright.core.trainer.method import Method
+
+LIBRARIES = ("torch", "lightning", "numpy", "safetensors", "rasterio", "nibabel", "laspy", "torchaudio", "soundfile")
 """Libraries whose versions are written down where they are installed."""
 
 
@@ -199,6 +203,21 @@ class Run:
             DataError: training has not finished, or the files do not fit each other.
         """
         return load_encoder(self.path)
+
+    def load_method(self) -> Method:
+        """The whole method with the weights of the newest checkpoint, in evaluation mode; the data need not be there.
+
+        Raises:
+            DataError: there is no checkpoint that can be read.
+        """
+        section = self.recipe().method
+        newest, complaints = checkpoints.load_newest(self.checkpoints)
+        if newest is None:
+            said = f": {complaints[0]}" if complaints else ""
+            raise DataError(self.path, f"holds no checkpoint{said}", mend=f"Train with `maskwright resume {self.path}`")
+        method = get_host().component("method", section.name).load()(**section.options)
+        method.load_state_dict(newest.part("method"))
+        return method.eval()
 
 
 def load_encoder(path: Path) -> Encoder:

@@ -71,4 +71,10 @@ def register_methods() -> list[Component]:
             "Hidden patches are represented from the visible ones first, then decoded.",
             "CAE, Chen et al., IJCV 2023",
         ),
+        Component(
+            "mp3",
+            f"{_METHODS}.mp3:Mp3",
+            "Patches without positions say where they belong.",
+            "MP3, Zhai et al., ICML 2022",
+        ),
     ]
