@@ -212,6 +212,36 @@ class GridLoader(FolderLoader):
                 raise DataError(file, f"holds {name} from {low:.4g} to {high:.4g}", "0 to 1", mend)
         return values.clip(0, 1)
 
+    def read_labels(self, path: Path, sample: Sample) -> np.ndarray:
+        """Codes of a sample's voxels, turned, mirrored and cut as it was: (D, H, W) int64, -1 where zeros fill it up.
+
+        Args:
+            path: an .npy of whole numbers (W, L, H) along x, y and z, or a folder with one named like the scene's file.
+
+        Raises:
+            DataError: there is none, or it has another shape or type.
+        """
+        file = Path(sample.meta.source)
+        place = Path(path) if Path(path).is_file() else Path(path) / f"{file.stem}.npy"
+        if not place.is_file():
+            raise DataError(path, f'holds no codes for "{file.stem}"', f"{file.stem}.npy, named like the scene")
+        codes, done = map_npy(place), sample.meta.extra
+        scene = tuple(done["scene"])
+        if codes.dtype.kind not in "biu" or codes.shape != scene[::-1]:
+            raise DataError(
+                place, f"holds {codes.dtype} of shape {codes.shape}", f"whole numbers of shape {scene[::-1]}"
+            )
+        codes = codes.transpose(2, 1, 0)
+        if done["turned"]:
+            codes = np.rot90(codes, axes=(2, 1))
+        for mirrored, axis in zip(done["mirrored"], (2, 1), strict=True):
+            codes = np.flip(codes, axis) if mirrored else codes
+        size = sample["grid"].shape[1:]
+        found = np.full(tuple(size), -1, dtype=np.int64)
+        box = codes[tuple(slice(at, at + extent) for at, extent in zip(done["start"], size, strict=True))]
+        found[tuple(slice(length) for length in box.shape)] = box
+        return found
+
     def buckets(self) -> np.ndarray | None:
         """Whole scenes are put into batches with scenes of their own size."""
         if self.size is not None:

@@ -247,3 +247,23 @@ def test_inspect_helps_to_choose_a_density(folder):
     assert 0.1 < row["opaque as exp"] < 0.6
     assert row["opaque as relu"] == 0
     assert GridLoader.accepts(folder)
+
+
+def test_labels_of_voxels_follow_turns_flips_and_crops(folder, tmp_path):
+    """Codes are made of opacity, so they must lie where the sample is opaque."""
+    for number in range(4):
+        grid = scene(seed=number)
+        np.save(tmp_path / f"scene_{number}.npy", (grid[..., 3] > 0).astype(np.uint8))
+    for size in (8, (16, 18, 24), None):
+        loader = GridLoader(folder, size=size)
+        for seed in range(8):
+            sample = loader.read(seed % 4, generator(seed))
+            codes = loader.read_labels(tmp_path, sample)
+            inside = sample["valid"][0].numpy() > 0
+            assert np.array_equal(codes == -1, ~inside)
+            assert np.array_equal(codes[inside] == 1, sample["grid"][3].numpy()[inside] > 0.5)
+    np.save(tmp_path / "scene_0.npy", np.zeros((12, 16, 20), np.uint8))
+    with pytest.raises(DataError, match="whole numbers of shape"):
+        loader.read_labels(tmp_path, loader.read(0))
+    with pytest.raises(DataError, match="holds no codes"):
+        loader.read_labels(folder, loader.read(1))
