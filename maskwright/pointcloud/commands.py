@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from maskwright.pointcloud.nerf.commands import nerf_grid
+
 
 def add_commands(app: typer.Typer) -> None:
     """Add this domain's commands to its group."""
     app.command("convert")(convert)
     app.command("tiles")(tiles)
     app.command("complete")(complete)
+    app.command("view")(view)
+    app.command("nerf-grid")(nerf_grid)
 
 
 def convert(
@@ -55,3 +59,18 @@ def complete(
     typer.echo(f"Wrote {len(written)} completed clouds to {out}.")
     for one in bad:
         typer.echo(f"Left out {one.path}: {one.reason}", err=True)
+
+
+def view(
+    files: Annotated[list[Path], typer.Argument(help="one to four files of points or meshes, and the .html to write")],
+    colour: Annotated[str | None, typer.Option(help="own, height, or a column such as intensity")] = None,
+    up: Annotated[str, typer.Option(help="axis that points up: x, y or z; y for most OBJ files")] = "z",
+    points: Annotated[int, typer.Option(help="points drawn of each file at most")] = 50_000,
+) -> None:
+    """Write clouds side by side as a page to turn with the mouse: FILE... OUT.html. It needs no network."""
+    from maskwright.pointcloud import view as work
+
+    *clouds, out = files
+    for one in work.view(clouds, out, colour, up, points):  # type: ignore[arg-type]  # checked there
+        typer.echo(one.note)
+    typer.echo(f"Wrote {out}.")
