@@ -39,7 +39,7 @@ def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scene")
     path = write_scene(folder / "photographs")
     lines = []
-    return path, fit_grid(path, folder / "scene.npz", resolution=32, steps=250, say=lines.append), lines
+    return path, fit_grid(path, folder / "scene.npz", resolution=32, steps=250, rate=0.1, say=lines.append), lines
 
 
 # cameras ------------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_seed_gives_one_grid(tmp_path):
 
 def test_opaque_photographs_are_fitted_with_what_is_around_the_box(tmp_path):
     path = write_scene(tmp_path / "scene", size=32, opaque=True)
-    done = fit_grid(path, tmp_path / "grid.npz", resolution=20, steps=200)
+    done = fit_grid(path, tmp_path / "grid.npz", resolution=20, steps=200, rate=0.1)
     assert done.mean_psnr > done.plain_psnr + 3
     assert done.opaque > 0.01
     grid = GridLoader(done.path, size=None).read(0)["grid"]
@@ -457,6 +457,7 @@ def test_boxes_of_files_are_read(broken):
         ({"steps": 0}, "--steps 0"),
         ({"seconds": -1.0}, "--seconds -1"),
         ({"downscale": 0}, "--downscale 0"),
+        ({"rate": 0.0}, "rate=0"),
         ({"downscale": 20}, "leaves no pixel"),
         ({"hold_every": 1}, "--hold-every 1"),
         ({"hold_every": 2, "hold_out": ["000", "001", "002"]}, "leaves 2 photographs"),

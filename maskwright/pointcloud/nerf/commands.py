@@ -17,7 +17,7 @@ def nerf_grid(
         Literal["auto", "file", "cube", "cameras"],
         typer.Option(help="the file's aabb, instant-ngp's cube, what the cameras see, or the first or third"),
     ] = "auto",
-    steps: Annotated[int, typer.Option(help="of the optimiser")] = 2000,
+    steps: Annotated[int, typer.Option(help="of the optimiser")] = 1500,
     seconds: Annotated[float | None, typer.Option(help="end the fit after this time")] = None,
     downscale: Annotated[int | None, typer.Option(help="reduce photographs by this; else to 240 pixels")] = None,
     hold_every: Annotated[int, typer.Option(help="compare with every so manieth photograph; 0 for none")] = 8,

@@ -18,8 +18,9 @@ from maskwright.pointcloud.nerf.render import Seen, enter_and_leave, render
 
 RAYS = 1024
 """Rays of a step."""
-RATE, LAST_RATE = 0.1, 0.01
-"""Learning rate of the logits at the first and the last step, exponential in between."""
+RATE, LAST_RATE = 0.03, 0.01
+"""Learning rate of the logits at the first and the last step, exponential in between. With 0.1 fog that each photograph
+has for itself comes in: on 15 real photographs held-out ones lost 2 dB while fitted ones gained."""
 STAGES = ((0.0, 4), (0.1, 2), (0.3, 1))
 """From which share of the fit on voxels are how much larger than the final ones."""
 OCCUPANCY_FROM, OCCUPANCY_EVERY = 0.08, 100
@@ -73,6 +74,7 @@ def fit(
     seconds: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    rate: float = RATE,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Field, int]:
     """A field that shows the views, and the steps that were made.
@@ -87,6 +89,7 @@ def fit(
         steps: of the optimiser.
         seconds: a time after which the fit ends early; its schedule is shortened to fit. Without it the field is a
             function of the seed, on one machine's processor.
+        rate: learning rate of the logits at the first step; it ends at `LAST_RATE`.
     """
     clear = views[0].opacity is not None
     torch_box = torch.from_numpy(np.asarray(box, np.float32))
@@ -111,7 +114,7 @@ def fit(
         if done >= OCCUPANCY_FROM and step % OCCUPANCY_EVERY == 0:
             field.update_occupied(SKIPPED)
         for group in optimiser.param_groups:
-            group["lr"] = RATE * (LAST_RATE / RATE) ** done
+            group["lr"] = rate * (LAST_RATE / rate) ** done
         chosen = torch.randint(len(origins), (RAYS,), generator=generator).to(device)
         jitter = torch.rand(RAYS, 2, generator=generator).to(device)
         target, background = colours[chosen], None

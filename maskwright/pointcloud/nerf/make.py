@@ -15,7 +15,7 @@ from maskwright.core.trainer.precision import resolve_accelerator
 from maskwright.pointcloud.nerf.box import box_of_cameras
 from maskwright.pointcloud.nerf.cameras import Camera
 from maskwright.pointcloud.nerf.field import Field
-from maskwright.pointcloud.nerf.fit import Progress, View, fit, psnr, render_view
+from maskwright.pointcloud.nerf.fit import RATE, Progress, View, fit, psnr, render_view
 from maskwright.pointcloud.nerf.results import write_comparison, write_grid, write_record
 from maskwright.pointcloud.nerf.transforms import Frame, Posed, read_photograph, read_transforms
 
@@ -63,13 +63,14 @@ def fit_grid(
     resolution: int = 64,
     box: Box = "auto",
     aabb: Sequence[float] | None = None,
-    steps: int = 2000,
+    steps: int = 1500,
     seconds: float | None = None,
     downscale: int | None = None,
     hold_every: int = 8,
     hold_out: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
+    rate: float = RATE,
     say: Callable[[str], None] = lambda line: None,
 ) -> GridFit:
     """Fit a radiance field to posed photographs and write it as a grid that the loader `grids` reads.
@@ -94,13 +95,14 @@ def fit_grid(
         hold_out: names (file_path, or its last part) of the photographs to hold out instead.
         seed: of rays and of where they are looked at. Results repeat on one processor with one number of threads.
         device: auto, cpu or cuda.
+        rate: learning rate of the first step. A fit of a few hundred steps needs more, such as 0.1.
         say: called with lines of progress.
 
     Raises:
         ConfigError: an option out of its range. DataError: photographs or poses that cannot be used.
     """
     out = Path(out)
-    _check(out, resolution, steps, seconds, downscale, hold_every)
+    _check(out, resolution, steps, seconds, downscale, hold_every, rate)
     posed = read_transforms(transforms)
     held = _held_out(posed.frames, hold_every, hold_out)
     factor = downscale or _factor(posed.frames)
@@ -125,7 +127,7 @@ def fit_grid(
         )
 
     started = time.monotonic()
-    field, made = fit(to_fit, corners, shape, steps, seconds, seed, resolve_accelerator(device), report)
+    field, made = fit(to_fit, corners, shape, steps, seconds, seed, resolve_accelerator(device), rate, report)
     taken = time.monotonic() - started
     scores, plain, pictures = _compare(field, to_fit, to_compare)
     grid = field.exported().cpu().numpy()
@@ -160,7 +162,7 @@ def grid_in(box: np.ndarray, resolution: int) -> tuple[tuple[int, int, int], np.
 
 
 def _check(
-    out: Path, resolution: int, steps: int, seconds: float | None, downscale: int | None, hold_every: int
+    out: Path, resolution: int, steps: int, seconds: float | None, downscale: int | None, hold_every: int, rate: float
 ) -> None:
     problems = []
     if out.suffix.lower() != ".npz":
@@ -175,6 +177,8 @@ def _check(
         problems.append(f"--downscale {downscale} must be 1 or more.")
     if hold_every < 2 and hold_every != 0:
         problems.append(f"--hold-every {hold_every} must be 2 or more, or 0 to hold none out.")
+    if not 0 < rate <= 1:
+        problems.append(f"rate={rate:g} must be more than 0 and at most 1.")
     if problems:
         raise ConfigError(" ".join(problems))
 
