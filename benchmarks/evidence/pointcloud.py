@@ -41,12 +41,16 @@ METHODS: dict[str, list[str]] = {
     "Point-CMAE": ["method.consistency=diagonal"],
     "Point-CMAE, official": ["method.consistency=official"],
     "without agreement": ["method.consistency_weight=0"],
+    "random, batch norms set": [],
 }
-"""Point-CMAE as the paper has it, as its code has it, and two Point-MAEs with one encoder."""
+"""Point-CMAE as the paper has it, as its code has it, and two Point-MAEs with one encoder. At last an encoder that learns
+nothing but the means and deviations of its batch norms, which one at random does not have."""
+STILL = {"steps": 20, "batch": 16, "lr": 1e-12}
 SURFACE = 4096
 """Points that are stored of each mesh; samples are drawn from these."""
-SHAPES = {"steps": 200, "batch": 32, "tuning": 60, "lr": 1e-3}
-GROUND = {"steps": 150, "batch": 16, "tuning": 60, "lr": 1e-3}
+SHAPES = {"steps": 150, "batch": 16, "tuning": 60, "lr": 1e-3}
+GROUND = {"steps": 60, "batch": 16, "tuning": 60, "lr": 1e-3}
+ON_GROUND = ("Point-CMAE", "without agreement", "random, batch norms set")
 TILE, STRIP = 20.0, 2
 """Metres of a tile, and columns of tiles of a strip."""
 READ_GROUND = ["data.loader=scans", f"data.tile={TILE:g}", "data.points=512", "data.min_points=128"]
@@ -95,6 +99,10 @@ def pretrain(data: Path, out: Path, seed: int, plan: dict[str, Any], settings: l
     )  # fmt: skip
 
 
+def plan_of(method: str, plan: dict[str, Any]) -> dict[str, Any]:
+    return {**plan, **STILL} if method == "random, batch norms set" else plan
+
+
 def judge(run: mw.Run, name: str, out: Path, **options: Any) -> list[dict[str, Any]]:
     """Rows of an evaluation: features, protocol, metric and values, from the file of an earlier call if there is one."""
     done = out / f"{name}.json"
@@ -116,7 +124,12 @@ def judged(
     baselines = ("random-init", "simple") if first else ()
     rows = judge(run, "frozen", out, protocols=["knn", "linear"], baselines=baselines, seeds=3 if first else 1, **where)
     if first:
-        tuned = {**where, "settings": [*where.get("settings", []), f"finetune.steps={plan['tuning']}"]}
+        tuning = [
+            f"finetune.steps={plan['tuning']}",
+            f"finetune.batch_size={plan['batch']}",
+            f"finetune.lr={plan['lr']}",
+        ]
+        tuned = {**where, "settings": [*where["settings"], *tuning]}
         rows = rows + judge(run, "tuned", out, protocols=["finetune"], baselines=("supervised",), seeds=1, **tuned)
     return {(row["features"], row["protocol"], row["metric"]): float(np.mean(row["values"])) for row in rows}
 
@@ -140,7 +153,9 @@ def run_shapes(data: Path, out: Path, seeds: int, share: float) -> dict[str, Any
         where = {"data": train, "labels": "folder", "test": test, "settings": ["data.points=1024"]}
         for method, settings in METHODS.items():
             place = out / f"{method.replace(' ', '-').replace(',', '')}-seed{seed}"
-            run = pretrain(train, place, seed, plan, ["data.loader=points", "data.points=1024", *settings])
+            run = pretrain(
+                train, place, seed, plan_of(method, plan), ["data.loader=points", "data.points=1024", *settings]
+            )
             found.append((method, judged(run, place / "judged", method == "Point-CMAE", plan, where)))
             print("shapes", seed, method, {key[1]: round(x, 3) for key, x in found[-1][1].items() if key[0] == OURS and key[2] == "balanced accuracy"}, flush=True)  # fmt: skip
     about = {"train": count(train), "test": count(test), "classes": len(list(train.iterdir())), **plan}
@@ -186,9 +201,9 @@ def run_ground(data: Path, out: Path, seeds: int, share: float) -> dict[str, Any
     }  # fmt: skip
     found = []
     for seed in range(seeds):
-        for method in ("Point-CMAE", "without agreement"):
+        for method in ON_GROUND:
             place = out / f"{method.replace(' ', '-')}-seed{seed}"
-            run = pretrain(train, place, seed, plan, [*READ_GROUND, *METHODS[method]])
+            run = pretrain(train, place, seed, plan_of(method, plan), [*READ_GROUND, *METHODS[method]])
             found.append((method, judged(run, place / "judged", method == "Point-CMAE", plan, where)))
             print("ground", seed, method, {key[1]: round(x, 3) for key, x in found[-1][1].items() if key[0] == OURS and key[2] == "mean IoU"}, flush=True)  # fmt: skip
     options = {"tile": TILE, "points": 512, "min_points": 128}

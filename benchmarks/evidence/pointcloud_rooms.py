@@ -29,7 +29,7 @@ from maskwright.pointcloud.mesh import sample_surface
 from maskwright.pointcloud.methods.nerf_mae import NerfMae
 
 SIDE, POINTS = 32, 20_000
-STEPS, BATCH, LR = 200, 4, 1e-3
+STEPS, BATCH, LR = 100, 4, 1e-3
 READ = [f"data.size={SIDE}", "data.density=alpha", "data.loader=grids"]
 OPAQUE = 0.5
 """Opacity above which a voxel counts as filled."""
