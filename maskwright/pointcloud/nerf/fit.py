@@ -18,9 +18,8 @@ from maskwright.pointcloud.nerf.render import Seen, enter_and_leave, render
 
 RAYS = 1024
 """Rays of a step."""
-RATE, LAST_RATE = 0.03, 0.01
-"""Learning rate of the logits at the first and the last step, exponential in between. With 0.1 fog that each photograph
-has for itself comes in: on 15 real photographs held-out ones lost 2 dB while fitted ones gained."""
+LAST_RATE = 0.01
+"""Learning rate of the logits at the last step."""
 STAGES = ((0.0, 4), (0.1, 2), (0.3, 1))
 """From which share of the fit on voxels are how much larger than the final ones."""
 OCCUPANCY_FROM, OCCUPANCY_EVERY = 0.08, 100
@@ -74,7 +73,7 @@ def fit(
     seconds: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    rate: float = RATE,
+    rate: float | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Field, int]:
     """A field that shows the views, and the steps that were made.
@@ -89,7 +88,7 @@ def fit(
         steps: of the optimiser.
         seconds: a time after which the fit ends early; its schedule is shortened to fit. Without it the field is a
             function of the seed, on one machine's processor.
-        rate: learning rate of the logits at the first step; it ends at `LAST_RATE`.
+        rate: learning rate of the logits at the first step, `first_rate` without it; it ends at `LAST_RATE`.
     """
     clear = views[0].opacity is not None
     torch_box = torch.from_numpy(np.asarray(box, np.float32))
@@ -97,6 +96,7 @@ def fit(
     field.seen = torch.from_numpy(seen_by(views, box, shape) >= VIEWS)
     field.to(device)
     origins, directions, colours, opacities = _pixels(views, torch_box, device)
+    rate = first_rate(shape) if rate is None else rate
     generator = generator_for(seed, 1)
     optimiser, stage, started, errors = _optimiser(field), 0, time.monotonic(), []
     step = 0
@@ -159,6 +159,15 @@ def render_view(field: Field, camera: Camera, background: float = 1.0) -> Seen:
     )
 
 
+def first_rate(shape: tuple[int, int, int]) -> float:
+    """Learning rate of the first step: 0.03 at 64 voxels along the longest side, in proportion, at most 0.1.
+
+    Rays meet a voxel of a fine grid more seldom. On 15 real photographs held-out ones lost 2 dB at 64 voxels with 0.1,
+    for want of which 160 voxels were left foggy after a thousand steps.
+    """
+    return min(0.1, 0.03 * max(shape) / 64)
+
+
 def psnr(error: float) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error of colours in 0 to 1."""
     return float(-10 * np.log10(max(error, 1e-10)))
@@ -178,7 +187,7 @@ def seen_by(views: list[View], box: np.ndarray, shape: tuple[int, int, int]) -> 
 
 def _optimiser(field: Field) -> torch.optim.Optimizer:
     parameters = [p for p in field.parameters() if p.numel()]
-    return torch.optim.Adam(parameters, lr=RATE, betas=(0.9, 0.99), eps=1e-12, fused=True)
+    return torch.optim.Adam(parameters, lr=LAST_RATE, betas=(0.9, 0.99), eps=1e-12, fused=True)
 
 
 def _pixels(views: list[View], box: Tensor, device: str | torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

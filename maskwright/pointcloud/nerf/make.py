@@ -15,7 +15,7 @@ from maskwright.core.trainer.precision import resolve_accelerator
 from maskwright.pointcloud.nerf.box import box_of_cameras
 from maskwright.pointcloud.nerf.cameras import Camera
 from maskwright.pointcloud.nerf.field import Field
-from maskwright.pointcloud.nerf.fit import RATE, Progress, View, fit, psnr, render_view
+from maskwright.pointcloud.nerf.fit import Progress, View, fit, psnr, render_view
 from maskwright.pointcloud.nerf.results import write_comparison, write_grid, write_record
 from maskwright.pointcloud.nerf.transforms import Frame, Posed, read_photograph, read_transforms
 
@@ -70,7 +70,7 @@ def fit_grid(
     hold_out: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
-    rate: float = RATE,
+    rate: float | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> GridFit:
     """Fit a radiance field to posed photographs and write it as a grid that the loader `grids` reads.
@@ -95,7 +95,7 @@ def fit_grid(
         hold_out: names (file_path, or its last part) of the photographs to hold out instead.
         seed: of rays and of where they are looked at. Results repeat on one processor with one number of threads.
         device: auto, cpu or cuda.
-        rate: learning rate of the first step. A fit of a few hundred steps needs more, such as 0.1.
+        rate: learning rate of the first step; `fit.first_rate` without it. A few hundred steps need more, such as 0.1.
         say: called with lines of progress.
 
     Raises:
@@ -162,7 +162,13 @@ def grid_in(box: np.ndarray, resolution: int) -> tuple[tuple[int, int, int], np.
 
 
 def _check(
-    out: Path, resolution: int, steps: int, seconds: float | None, downscale: int | None, hold_every: int, rate: float
+    out: Path,
+    resolution: int,
+    steps: int,
+    seconds: float | None,
+    downscale: int | None,
+    hold_every: int,
+    rate: float | None,
 ) -> None:
     problems = []
     if out.suffix.lower() != ".npz":
@@ -177,7 +183,7 @@ def _check(
         problems.append(f"--downscale {downscale} must be 1 or more.")
     if hold_every < 2 and hold_every != 0:
         problems.append(f"--hold-every {hold_every} must be 2 or more, or 0 to hold none out.")
-    if not 0 < rate <= 1:
+    if rate is not None and not 0 < rate <= 1:
         problems.append(f"rate={rate:g} must be more than 0 and at most 1.")
     if problems:
         raise ConfigError(" ".join(problems))
