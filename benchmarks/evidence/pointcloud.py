@@ -267,7 +267,7 @@ def judged_table(name: str, stored: dict[str, Any]) -> list[str]:
     lines = [
         f"### {name}",
         "",
-        f"{stored['metric'].capitalize()}; {said}; {about['steps']} steps of {about['batch']}.",
+        f"{stored['metric'][0].upper() + stored['metric'][1:]}; {said}; {about['steps']} steps of {about['batch']}.",
         "",
     ]
     lines += [f"| features | {' | '.join(protocols)} |", "|---" * 4 + "|"]

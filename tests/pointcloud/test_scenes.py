@@ -86,6 +86,15 @@ def test_ground_and_houses_from_pre_training_to_classified_scans(scans, tmp_path
     assert again.made == 0
 
 
+def test_separate_test_scans_have_their_own_labels(scans, tmp_path):
+    """Numbers of test samples are those of their own loader when their codes are read."""
+    run = mw.pretrain("point-cmae", data=scans, run=tmp_path / "run", preset="tiny", max_steps=1, batch_size=8,
+                      settings={**READ, **SIZES})  # fmt: skip
+    result = mw.evaluate(run, task="segmentation", labels=str(scans), protocols=["knn"], seeds=1, baselines=["simple"],
+                         test=scans / "scan2.laz", test_labels=str(scans / "scan2.laz"))  # fmt: skip
+    assert any(row.features == "group statistics" for row in result.table.rows)
+
+
 def test_tokens_of_scans_are_judged(scans, tmp_path):
     run = mw.pretrain("point-cmae", data=scans, run=tmp_path / "run", preset="tiny", max_steps=2, batch_size=8,
                       settings={**READ, **SIZES})  # fmt: skip

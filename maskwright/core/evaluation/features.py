@@ -249,7 +249,8 @@ def merge_targets(first: Targets, second: Targets, sizes: Sequence[int]) -> Targ
 
         def read(sample: Sample) -> np.ndarray:
             part = int(sample.meta.index >= boundary)
-            found = readers[part](sample)
+            own = replace(sample.meta, index=sample.meta.index - part * boundary)  # its number in its own loader
+            found = readers[part](replace(sample, meta=own))
             return np.where(found == IGNORE, IGNORE, places[part][found])
 
         return replace(first, classes=classes, read=read)
