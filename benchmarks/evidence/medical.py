@@ -18,7 +18,6 @@ is not done again; figures go to benchmarks/results/medical.json, and `--page` p
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
@@ -29,8 +28,9 @@ import numpy as np
 import torch
 
 import maskwright as mw
-from benchmarks.common import environment, put_into_page
+from benchmarks.common import put_into_page
 from benchmarks.evidence import medical_eyes as eyes
+from benchmarks.evidence.command import parse, store_figures
 from benchmarks.evidence.medical_sets import Fold, prepare
 from maskwright.core.encoder import patchify
 from maskwright.core.encoder.base import Encoder
@@ -40,7 +40,7 @@ from maskwright.core.evaluation.metrics import pixel_statistics, statistics
 from maskwright.core.evaluation.protocol import FineTune, Linear, Neighbours
 from maskwright.core.evaluation.task import Targets
 from maskwright.core.loader import Loader
-from maskwright.core.trainer.files import write_text, write_with
+from maskwright.core.trainer.files import write_with
 
 RESULT = Path(__file__).parents[1] / "results" / "medical.json"
 PAGE = Path(__file__).parents[2] / "docs" / "medical.md"
@@ -234,14 +234,6 @@ def run_set(name: str, data: Path, out: Path, seeds: int, methods: tuple[str, ..
 # the page -----------------------------------------------------------------------------------------------------------
 
 
-def write(name: str, found: dict[str, Any]) -> None:
-    """Put what was found into the file; figures of other sets stay."""
-    whole = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    whole = {key: value for key, value in {**whole, name: found}.items() if key != "environment"}
-    whole["environment"] = environment(0)
-    write_text(RESULT, json.dumps(whole, indent=1) + "\n")
-
-
 def set_table(name: str, stored: dict[str, Any]) -> list[str]:
     """Scores of a set, methods and their baselines first, then what both are compared with."""
     plan = stored["plan"]
@@ -291,31 +283,19 @@ def write_page() -> None:
 
 
 def main() -> None:
-    names = [*SETS, "eyes"]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds the clinical sets")
-    parser.add_argument("--out", type=Path, default=Path("runs/medical-evidence"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--quick", action="store_true", help="a fiftieth of the steps, one seed; nothing is written")
-    parser.add_argument("--page", action="store_true", help="only put the stored figures into docs/medical.md")
-    arguments = parser.parse_args()
-    if arguments.page:
-        write_page()
+    arguments = parse(__doc__, "medical", [*SETS, "eyes"], write_page)
+    if arguments is None:
         return
-    if arguments.data is None:
-        parser.error("--data is needed")
-    torch.set_num_threads(1)
-    seeds, share = (1, 0.02) if arguments.quick else (arguments.seeds, 1.0)
+    share = arguments.share
     for name, plan in SETS.items():
         SETS[name] = replace(plan, steps=max(2, round(plan.steps * share)), tuning=max(2, round(plan.tuning * share)))
     for name in arguments.only:
         if name == "eyes":
-            found = eyes.run(arguments.data, arguments.out, seeds, share)
+            found = eyes.run(arguments.data, arguments.out, arguments.seeds, share)
         else:
-            found = run_set(name, arguments.data, arguments.out, seeds)
+            found = run_set(name, arguments.data, arguments.out, arguments.seeds)
         if not arguments.quick:
-            write(name, found)
+            store_figures(RESULT, name, found)
 
 
 if __name__ == "__main__":

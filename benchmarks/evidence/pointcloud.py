@@ -14,19 +14,18 @@ docs/pointcloud.md. A picture of completed objects is written to OUT/completion.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import maskwright as mw
-from benchmarks.common import environment, put_into_page
+from benchmarks.common import put_into_page
 from benchmarks.evidence import pointcloud_completion as completion
 from benchmarks.evidence import pointcloud_rooms as rooms
+from benchmarks.evidence.command import parse, store_figures
 from maskwright.core.trainer.data import derive_seed
 from maskwright.core.trainer.files import write_text
 from maskwright.pointcloud.formats import open_points
@@ -244,13 +243,6 @@ def scaled(plan: dict[str, Any], share: float) -> dict[str, Any]:
 RUNS = {"shapes": run_shapes, "ground": run_ground, "completion": completion.run, "rooms": run_rooms}
 
 
-def write(name: str, found: dict[str, Any]) -> None:
-    """Put what was found into the file; the other figures stay."""
-    whole = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    whole = {key: value for key, value in {**whole, name: found}.items() if key != "environment"}
-    write_text(RESULT, json.dumps({**whole, "environment": environment(0)}, indent=1) + "\n")
-
-
 def judged_table(name: str, stored: dict[str, Any]) -> list[str]:
     """Shapes and ground: what was pre-trained first."""
     about, protocols = stored["about"], ("kNN", "linear probe", "fine-tune")
@@ -291,25 +283,13 @@ def write_page() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds the point sets")
-    parser.add_argument("--out", type=Path, default=Path("runs/pointcloud-evidence"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--quick", action="store_true", help="a fiftieth of the steps, one seed; nothing is written")
-    parser.add_argument("--page", action="store_true", help="only put the stored figures into docs/pointcloud.md")
-    arguments = parser.parse_args()
-    if arguments.page:
-        write_page()
+    arguments = parse(__doc__, "pointcloud", RUNS, write_page)
+    if arguments is None:
         return
-    if arguments.data is None:
-        parser.error("--data is needed")
-    torch.set_num_threads(1)
-    seeds, share = (1, 0.02) if arguments.quick else (arguments.seeds, 1.0)
     for name in arguments.only:
-        found = RUNS[name](arguments.data, arguments.out / name, seeds, share)
+        found = RUNS[name](arguments.data, arguments.out / name, arguments.seeds, arguments.share)
         if not arguments.quick:
-            write(name, found)
+            store_figures(RESULT, name, found)
 
 
 if __name__ == "__main__":

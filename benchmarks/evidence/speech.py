@@ -16,17 +16,16 @@ docs/speech.md. `--methods` runs others than `USUAL`; figures of a set are repla
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import maskwright as mw
-from benchmarks.common import environment, put_into_page
+from benchmarks.common import put_into_page
+from benchmarks.evidence.command import parse, store_figures
 from benchmarks.evidence.speech_training import (
     Fold,
     Kept,
@@ -44,7 +43,6 @@ from maskwright.core.evaluation.conclusion import Conclusion, Evaluation
 from maskwright.core.evaluation.judge import BASELINES, OURS, Design, Judge, Key
 from maskwright.core.evaluation.protocol import FineTune, Linear, Neighbours
 from maskwright.core.recipe import make_recipe
-from maskwright.core.trainer.files import write_text
 
 RESULT = Path(__file__).parents[1] / "results" / "speech.json"
 PAGE = Path(__file__).parents[2] / "docs" / "speech.md"
@@ -234,14 +232,6 @@ def verdicts_of(evaluation: Evaluation) -> list[str]:
 # the page -----------------------------------------------------------------------------------------------------------
 
 
-def write(name: str, found: dict[str, Any]) -> None:
-    """Put what was found into the file; figures of other sets stay."""
-    whole = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    whole = {key: value for key, value in {**whole, name: found}.items() if key != "environment"}
-    whole["environment"] = environment(0)
-    write_text(RESULT, json.dumps(whole, indent=1) + "\n")
-
-
 def set_table(name: str, found: dict[str, Any]) -> list[str]:
     """Scores of a set, encoders first, then what they are compared with; then what may be said of each method."""
     cells: dict[str, dict[str, str]] = {}
@@ -289,29 +279,16 @@ def write_page() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds fsdd and emodb")
-    parser.add_argument("--out", type=Path, default=Path("runs/speech-evidence"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--methods", nargs="+", choices=VARIANTS, default=list(USUAL))
-    parser.add_argument("--quick", action="store_true", help="a fiftieth of the steps, one seed; nothing is written")
-    parser.add_argument("--page", action="store_true", help="only put the stored figures into docs/speech.md")
-    arguments = parser.parse_args()
-    if arguments.page:
-        write_page()
+    arguments = parse(__doc__, "speech", SETS, write_page, VARIANTS)
+    if arguments is None:
         return
-    if arguments.data is None:
-        parser.error("--data is needed")
-    torch.set_num_threads(1)
-    seeds, share = (1, 0.02) if arguments.quick else (arguments.seeds, 1.0)
     for name, plan in SETS.items():
-        tuning = max(2, round(plan.tuning * share)) if plan.tuning else 0
-        SETS[name] = replace(plan, steps=max(2, round(plan.steps * share)), tuning=tuning)
+        tuning = max(2, round(plan.tuning * arguments.share)) if plan.tuning else 0
+        SETS[name] = replace(plan, steps=max(2, round(plan.steps * arguments.share)), tuning=tuning)
     for name in arguments.only:
-        found = run_set(name, arguments.data, arguments.out, seeds, tuple(arguments.methods))
+        found = run_set(name, arguments.data, arguments.out, arguments.seeds, tuple(arguments.methods or USUAL))
         if not arguments.quick:
-            write(name, found)
+            store_figures(RESULT, name, found)
 
 
 if __name__ == "__main__":

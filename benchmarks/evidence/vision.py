@@ -18,7 +18,6 @@ into docs/vision.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -27,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 import maskwright as mw
 from benchmarks.common import environment, interleave, put_into_page
+from benchmarks.evidence.command import parse
 from benchmarks.method_steps import step_of
 from maskwright.core.build import build
 from maskwright.core.evaluation.conclusion import Evaluation
@@ -269,27 +268,14 @@ def write_page() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds the image sets")
-    parser.add_argument("--out", type=Path, default=Path("runs/vision-evidence"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--quick", action="store_true", help="a fiftieth of the steps, one seed; nothing is written")
-    parser.add_argument("--page", action="store_true", help="only put the stored figures into docs/vision.md")
-    arguments = parser.parse_args()
-    if arguments.page:
-        write_page()
+    arguments = parse(__doc__, "vision", SETS, write_page, METHODS)
+    if arguments is None:
         return
-    if arguments.data is None:
-        parser.error("--data is needed")
-    torch.set_num_threads(1)
-    if arguments.quick:
-        for one in SETS.values():
-            one["steps"] = max(1, one["steps"] // 50)
+    for one in SETS.values():
+        one["steps"] = max(1, round(one["steps"] * arguments.share))
     for name in arguments.only:
-        seeds = 1 if arguments.quick else arguments.seeds
-        run_set(name, arguments.methods, arguments.data, arguments.out, seeds, not arguments.quick)
+        methods = arguments.methods or list(METHODS)
+        run_set(name, methods, arguments.data, arguments.out, arguments.seeds, not arguments.quick)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A loader for one file a sample: a domain says how one file is read, and the rest follows."""
+"""Loaders of files: a domain says how a sample is read, and the rest follows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAX_FILES = 1000
 """Files that statistics are taken from, spread evenly over all."""
 
 
-class FolderLoader(Loader):
+class FileLoader(Loader):
     """Every file with one of `suffixes` in a folder and its sub-folders, in order of name, or a single file.
 
-    Subclasses set `suffixes` and `spec`, and implement `read_file`. A sample's label is the name of the folder that its
+    Subclasses set `suffixes` and `spec`, and implement `read`. A sample's label is the name of the folder that its
     file lies in, if that is a sub-folder; its group is the file itself, as a path relative to the folder that was
     opened. Override `group` where several files come from one patient, scene or speaker. Hidden files are left out, and
     empty ones set aside.
@@ -44,13 +44,6 @@ class FolderLoader(Loader):
         empty = {bad.path for bad in self.bad_files}
         self.files = [file for file in found if str(file) not in empty]
 
-    @abstractmethod
-    def read_file(self, file: Path) -> dict[str, Tensor]:
-        """Named tensors of one file in physical units, as `spec` announces them.
-
-        Whatever it raises is reported as a `DataError` of this file.
-        """
-
     @classmethod
     def accepts(cls, path: Path) -> bool:
         if path.is_dir():
@@ -59,18 +52,6 @@ class FolderLoader(Loader):
 
     def __len__(self) -> int:
         return len(self.files)
-
-    def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
-        file = self.files[index]
-        try:
-            tensors = self.read_file(file)
-        except (MaskwrightError, MemoryError):
-            raise
-        except Exception as error:  # a broken file makes a library raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise DataError(file, f"cannot be read ({reason})", f"a whole {file.suffix} file") from error
-        self._check(file, tensors)
-        return Sample(tensors, Meta(str(file), group=self.group(index), index=index, label=self.label(index)))
 
     def group(self, index: int) -> str:
         return self.files[index].relative_to(self.root).as_posix()
@@ -100,18 +81,6 @@ class FolderLoader(Loader):
         low, high = x.amin(), x.amax()
         return ((x - low) / (high - low).clamp_min(1e-12) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
-    def _check(self, file: Path, tensors: dict[str, Tensor]) -> None:
-        """Compare what was read with what `spec` announces: names, dimensions, numbers of channels."""
-        for name, spec in self.spec.items():
-            shape = tuple(tensors[name].shape) if name in tensors else ()
-            dims = spec.dims.split()
-            fits = len(shape) == len(dims)
-            if fits and "C" in dims and spec.channel_count is not None:
-                fits = shape[dims.index("C")] == spec.channel_count
-            if not fits:
-                channels = "" if spec.channel_count is None else f" with {spec.channel_count} channels"
-                raise DataError(file, f'gives "{name}" of shape {shape}', f"({spec.dims}){channels}")
-
     @functools.cached_property
     def _statistics(self) -> dict[str, Statistics]:
         """Over all files or `MAX_FILES` of them; samples with anything but finite numbers count for nothing."""
@@ -132,6 +101,41 @@ class FolderLoader(Loader):
             reason = reasons[0] if reasons else "there is none, or none holds finite numbers only"
             raise DataError(self.root, f"none of {len(chosen)} files looked at can be used: {reason}")
         return {name: running[name].result() for name in self.spec}
+
+
+class FolderLoader(FileLoader):
+    """One file a sample: subclasses set `suffixes` and `spec`, and implement `read_file`. See `FileLoader` for the rest."""
+
+    @abstractmethod
+    def read_file(self, file: Path) -> dict[str, Tensor]:
+        """Named tensors of one file in physical units, as `spec` announces them.
+
+        Whatever it raises is reported as a `DataError` of this file.
+        """
+
+    def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
+        file = self.files[index]
+        try:
+            tensors = self.read_file(file)
+        except (MaskwrightError, MemoryError):
+            raise
+        except Exception as error:  # a broken file makes a library raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DataError(file, f"cannot be read ({reason})", f"a whole {file.suffix} file") from error
+        self._check(file, tensors)
+        return Sample(tensors, Meta(str(file), group=self.group(index), index=index, label=self.label(index)))
+
+    def _check(self, file: Path, tensors: dict[str, Tensor]) -> None:
+        """Compare what was read with what `spec` announces: names, dimensions, numbers of channels."""
+        for name, spec in self.spec.items():
+            shape = tuple(tensors[name].shape) if name in tensors else ()
+            dims = spec.dims.split()
+            fits = len(shape) == len(dims)
+            if fits and "C" in dims and spec.channel_count is not None:
+                fits = shape[dims.index("C")] == spec.channel_count
+            if not fits:
+                channels = "" if spec.channel_count is None else f" with {spec.channel_count} channels"
+                raise DataError(file, f'gives "{name}" of shape {shape}', f"({spec.dims}){channels}")
 
 
 def _by_channel(tensor: Tensor, dims: list[str]) -> np.ndarray:

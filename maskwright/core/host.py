@@ -178,6 +178,10 @@ class Host:
             raise ConfigError(f'"{kind}" is no kind of component.{nearest(kind, KINDS)}')
         return {component.name: component for component in self._by_kind[kind].values()}
 
+    def required_libraries(self) -> list[str]:
+        """Names of the libraries that any component requires, in order."""
+        return sorted({name for kind in self._by_kind.values() for one in kind.values() for name in one.requires})
+
     def component(self, kind: str, name: str) -> Component:
         """A component by its name, an alias, or another spelling of it.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskwright.core.array_files import NUMBERS, Declared, load_npz, map_npy, npy_header, npz_headers
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.folder import FolderLoader
+from maskwright.core.folder import FileLoader
 from maskwright.core.loader import Statistics
 from maskwright.core.sample import BadFile, Meta, Sample, TensorSpec
 from maskwright.core.statistics import Running, spread
@@ -68,7 +68,7 @@ def composite(grid: Tensor, axis: int = 1, from_end: bool = True) -> Tensor:
     return (x[:3].clamp(0, 1) * alpha * before).sum(axis)
 
 
-class GridLoader(FolderLoader):
+class GridLoader(FileLoader):
     """Radiance fields on grids: .npz with an array `rgbsigma`, or .npy; (W, L, H, 4) along x, y and z, z up.
 
     `grid` (4, D, H, W) holds red, green, blue and opacity in 0 to 1, with D along z, H along y and W along x; `valid`
@@ -165,9 +165,6 @@ class GridLoader(FolderLoader):
             raise DataError(file, "holds 8-bit numbers", "densities", "Set data.density=alpha for grids of opacities")
 
     # reading --------------------------------------------------------------------------------------------------------
-
-    def read_file(self, file: Path) -> dict[str, Tensor]:
-        return self._tensors(file, None)[0]
 
     def read(self, index: int, generator: torch.Generator | None = None) -> Sample:
         file = self.files[index]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maskwright.core.errors import ConfigError, DataError
-from maskwright.core.folder import FolderLoader
+from maskwright.core.folder import FileLoader
 from maskwright.core.masking.base import Grid
 from maskwright.core.sample import BadFile, Meta, Sample
 from maskwright.pointcloud import base, codes, pictures, simple
@@ -33,7 +33,7 @@ SCAN_POINTS = 5_000_000_000
 """Points of a scan, which is read block by block."""
 
 
-class PointsLoader(FolderLoader):
+class PointsLoader(FileLoader):
     """What both loaders do with a sample of points.
 
     Args:
@@ -62,9 +62,6 @@ class PointsLoader(FolderLoader):
     def inspect(cls, path: str | Path) -> list[dict[str, Any]]:
         """A row a file: points, extent, density, reference system, columns; or the reason why it cannot be used."""
         return inspect_points(path)
-
-    def read_file(self, file: Path) -> dict[str, Tensor]:
-        raise NotImplementedError("a sample is read with its number")  # `read` is overridden
 
     def _set_aside(self, error: DataError) -> None:
         self.bad_files.append(BadFile(error.path, str(error).removeprefix(f"{error.path}: ")))

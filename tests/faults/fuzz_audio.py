@@ -11,10 +11,9 @@ import numpy as np
 import soundfile
 
 from maskwright.speech.fake import fake_word
-from tests.faults.fuzzing import Read, Reader, Wrong, main
+from tests.faults.fuzzing import Read, Reader, Wrong, damage, main
 
 RATE = 16000
-EXTREMES = (0, 1, 2**15 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1, 0x7F800000, 0xFFC00000)
 FORMATS = {
     "pcm16.wav": ("WAV", "PCM_16"), "pcm24.wav": ("WAVEX", "PCM_24"), "pcm8.wav": ("WAV", "PCM_U8"),
     "float.wav": ("WAV", "FLOAT"), "law.wav": ("WAV", "ULAW"), "long.wav": ("RF64", "PCM_16"),
@@ -34,31 +33,6 @@ def write_originals(folder: Path, seed: int) -> None:
         soundfile.write(folder / name, stereo, RATE, format=kind, subtype=coding, **more)
     bare = (folder / "bare.mp3").read_bytes()
     (folder / "bare.mp3").write_bytes(bare[bare.index(bare[:2], 4) :])  # the first frame is the table
-
-
-def damage(data: bytes, generator: np.random.Generator) -> tuple[bytes, bool]:
-    """Cut a file short, or change bytes near its start, anywhere, or four at a time to extreme values.
-
-    Returns:
-        The damaged file, and whether it was only cut.
-    """
-    kind = generator.integers(5)
-    if kind == 0:
-        return data[: int(generator.integers(len(data)))], True
-    changed = bytearray(data)
-    for _ in range(int(generator.integers(1, 9))):
-        place = int(generator.integers(min(len(data), 120)))
-        if kind == 1:
-            changed[place] = int(generator.integers(256))
-        elif kind == 2:
-            changed[int(generator.integers(len(data)))] = int(generator.integers(256))
-        elif kind == 3:
-            place = min(place // 2 * 2, len(data) - 4)
-            value = int(generator.choice(EXTREMES))
-            changed[place : place + 4] = value.to_bytes(4, str(generator.choice(["little", "big"])))
-        else:
-            changed[place : place + 2] = changed[place // 2 : place // 2 + 2]
-    return bytes(changed), False
 
 
 # reading -----------------------------------------------------------------------------------------------------------
@@ -104,7 +78,7 @@ def reader(folder: Path) -> Reader:
 
     def damaged(kind: str, generator: np.random.Generator) -> Read:
         path = folder / "damaged" / kind
-        content, cut = damage(originals[kind], generator)
+        content, cut = damage(originals[kind], generator, 120)
         path.write_bytes(content)
 
         def check() -> None:

@@ -31,6 +31,7 @@ PEAK = 1200
 SECONDS_A_FILE = 20
 """Of wall time, on a machine that may be busy with other things; 5 s of processor time are the goal."""
 SECONDS_OF_PROCESSOR = 5
+EXTREMES = (0, 1, 2**15 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1, 0x7F800000, 0xFFC00000)
 GOOD = ("read", "DataError")
 """Outcomes that may happen; others are the words of `Wrong`, a foreign exception, slow, memory, a crash, a hang."""
 
@@ -40,6 +41,34 @@ Reader = Callable[[str, np.random.Generator], Read]
 
 class Wrong(Exception):
     """What was read is not what the file declares or the loader announced; says in a word or two what it is."""
+
+
+def damage(data: bytes, generator: np.random.Generator, head: int) -> tuple[bytes, bool]:
+    """Cut a file short, or change bytes near its start, anywhere, or four at a time to extreme values.
+
+    Args:
+        head: bytes at the start that are changed most.
+
+    Returns:
+        The damaged file, and whether it was only cut.
+    """
+    kind = generator.integers(5)
+    if kind == 0:
+        return data[: int(generator.integers(len(data)))], True
+    changed = bytearray(data)
+    for _ in range(int(generator.integers(1, 9))):
+        place = int(generator.integers(min(len(data), head)))
+        if kind == 1:
+            changed[place] = int(generator.integers(256))
+        elif kind == 2:
+            changed[int(generator.integers(len(data)))] = int(generator.integers(256))
+        elif kind == 3:
+            place = min(place // 2 * 2, len(data) - 4)
+            value = int(generator.choice(EXTREMES))
+            changed[place : place + 4] = value.to_bytes(4, str(generator.choice(["little", "big"])))
+        else:
+            changed[place : place + 2] = changed[place // 2 : place // 2 + 2]
+    return bytes(changed), False
 
 
 def peak_mebibytes() -> float:

@@ -29,8 +29,8 @@ from maskwright.core.trainer.files import write_text, write_with
 if TYPE_CHECKING:
     from maskwright.core.trainer.method import Method
 
-LIBRARIES = ("torch", "lightning", "numpy", "safetensors", "rasterio", "nibabel", "laspy", "torchaudio", "soundfile")
-"""Libraries whose versions are written down where they are installed."""
+LIBRARIES = ("torch", "lightning", "numpy", "safetensors")
+"""Libraries whose versions are written down, beside those that installed components require."""
 
 
 def cpu_name() -> str:
@@ -47,7 +47,7 @@ def cpu_name() -> str:
 def describe_environment(device: str = "cpu", precision: str = "32") -> dict[str, Any]:
     """Versions, machine and command line of this process, JSON-able."""
     versions = {}
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *get_host().required_libraries()):
         try:
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:

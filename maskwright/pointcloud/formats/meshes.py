@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from typing import IO
 
@@ -32,8 +33,9 @@ class MeshFile(PointFile):
         refuse_missing(self.path, columns, tuple(mesh.columns))
         yield Cloud(mesh.vertices, {name: mesh.columns[name] for name in columns})
 
+    @abstractmethod
     def _mesh(self) -> Mesh:
-        raise NotImplementedError
+        """The mesh, with what is declared compared with what is there."""
 
     def _refuse(self, found: str, expected: str) -> DataError:
         return DataError(self.path, found, expected, "Get the file again")
