@@ -166,6 +166,7 @@ class Tera(Method):
 
     @torch.no_grad()
     def preview(self, batch: Batch, keys: Tensor) -> dict[str, Panel]:
+        """Altered frames are marked as hidden. The altered band is filled too, but a panel cannot mark single channels."""
         name, frames = self.encoder.input_name, self.encoder.tokenize(batch)
         altered = self.alter(frames.values, frames.lengths, keys, alone=True)
         predicted = self.encoder.normalizers[name].invert(self.predict(altered.values, frames).float().transpose(1, 2))
